@@ -1,0 +1,860 @@
+# %% [markdown]
+# # 12 Capstone: the whole run, here and on eight GPUs
+#
+# **Promise.** You type one command and get a ChatGPT. In this lesson you write that command: it reads a recipe, runs every
+# stage you have built, survives a kill, and prints a report card. Then you launch the same code on a node with
+# eight H100s, and know before you pay what it will cost.
+#
+# After this lesson you can
+#
+# * read and change a recipe, and say which stages will run again and why;
+# * run, kill and resume the whole course from a terminal;
+# * predict hours and dollars of a run from `depth`;
+# * talk to the result in a notebook.
+#
+# You need every lesson before this one. Reading: 25 minutes. Computing on two cores: about one minute here, ten for the full tour.
+
+# %%
+#| default_exp __main__
+
+# %%
+#| export
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+# %% [markdown]
+# ## A recipe is data
+#
+# A run is described by a small TOML file in `nanochat/recipes/`. Nothing in it is code, so nothing in it can surprise you:
+# sections are stages, numbers are steps and sizes. Here is the one that `make tour` runs.
+
+# %%
+print((files("nanochat") / "recipes" / "laptop.toml").read_text())
+
+# %% [markdown]
+# A recipe may build on another one (`base = "laptop"`): it then lists only what is different. `load_recipe` reads a file,
+# joins it with what it builds on, applies `--set` changes and checks every number before anything starts. A misspelt
+# key is an error, not a silent default: it costs one second now instead of a night later.
+
+# %%
+#| export
+from nanochat.workshop import (UserError, atomic_write, can_compile, home, machine, pick_device,
+                               pick_dtype, print0, ranks, seed_all)
+
+RECIPES = files("nanochat") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    "Names of the recipes that come with the package."
+    return sorted(p.name.removesuffix(".toml") for p in RECIPES.iterdir() if p.name.endswith(".toml"))
+
+
+def _join(under: dict, over: dict) -> dict:
+    "`under` with the keys of `over` put in its place, section by section."
+    both = dict(under)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _join(both[key], value) if nested else value
+    return both
+
+
+def load_recipe(
+    name: str,            # name of a file in nanochat/recipes, without .toml
+    changes: tuple = (),  # texts like "base.steps=20"
+) -> dict:                # sections by name
+    "Read, join, change and check a recipe. UserError names what is wrong."
+    if name not in recipe_names():
+        raise UserError(f"no recipe called {name!r}; there are: {', '.join(recipe_names())}")
+    recipe = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    if "builds_on" in recipe: recipe = _join(load_recipe(recipe.pop("builds_on")), recipe)
+    for change in changes: change_recipe(recipe, change)
+    return recipe
+
+
+# %%
+#| export
+def change_recipe(recipe: dict, change: str) -> None:
+    "Apply one `section.key=value` to a recipe. The key must exist and the value must be of its type."
+    path, _, text = change.partition("=")
+    section, _, key = path.rpartition(".")
+    where = recipe.get(section) if section else recipe
+    if not isinstance(where, dict) or key not in where:
+        known = ", ".join(where) if isinstance(where, dict) else ", ".join(recipe)
+        raise UserError(f"--set {change}: the recipe has no {path!r}; known here: {known}")
+    try: value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError: value = text
+    if type(value) is int and type(where[key]) is float: value = float(value)
+    if type(value) is not type(where[key]):
+        raise UserError(f"--set {change}: {path} must be of type {type(where[key]).__name__}")
+    where[key] = value
+
+
+# %%
+recipe = load_recipe("laptop", ("base.steps=20",))
+print(recipe["base"])
+assert recipe["base"]["steps"] == 20
+for bad in ("base.step=20", "base.steps=many"):
+    try: load_recipe("laptop", (bad,))
+    except UserError as error: print("refused:", error)
+
+
+# %%
+#| export
+def check_recipe(recipe: dict) -> None:
+    "Refuse sizes that cannot work, by name, before anything is written."
+    for section, values in recipe.items():
+        if not isinstance(values, dict): continue
+        for key, value in values.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            may_be_zero = key in ("steps", "text", "warmup", "final", "warmdown", "temperature", "weight_decay")
+            if number and (value < 0 or (value == 0 and not may_be_zero)):
+                raise UserError(f"recipe: {section}.{key} is {value}; it must be above zero")
+    context, items = recipe["model"]["seq_len"], recipe["eval"]["items"]
+    if context < 64: raise UserError(f"recipe: model.seq_len is {context}; conversations need 64 or more")
+    if items < 1: raise UserError("recipe: eval.items must be at least 1")
+
+
+# %% [markdown]
+# ## Where the text comes from
+#
+# The roof of the house is the only place that knows every room. A `Source` is what the stages need to know about text: the
+# documents to train on, the documents to measure on, and the entropy of the world that wrote them (if anybody knows it).
+
+# %%
+#| export
+from nanochat import data, microworld
+
+
+@dataclass
+class Source:
+    "Text to learn from, text to measure on, and what is known about it."
+    name: str                      # "microworld" or a folder
+    train: list[str]
+    val: list[str]
+    entropy_bpb: float | None      # bits per byte of the world itself; None: nobody knows
+    identity: str                  # a hash that changes when the text does
+
+    @property
+    def is_world(self) -> bool: return self.entropy_bpb is not None
+
+
+def _digest(texts: list[str]) -> str:
+    "sha256 of a list of texts."
+    h = hashlib.sha256()
+    for text in texts: h.update(text.encode() + b"\0")
+    return h.hexdigest()
+
+
+def microworld_source(megabytes: float, val_kilobytes: float, seed: int) -> Source:
+    "The world of lesson 00b."
+    train = microworld.corpus(int(megabytes * 1e6), seed)
+    val = microworld.validation(int(val_kilobytes * 1e3), seed, exclude={d.text for d in train})
+    texts = [d.text for d in train]
+    return Source("microworld", texts, [d.text for d in val], microworld.entropy_bpb(val), _digest(texts))
+
+
+def folder_source(folder: str, megabytes: float, val_kilobytes: float) -> Source:
+    "Your own texts; a tenth of them, chosen by content, is kept for measuring."
+    train, val = data.split_by_hash(data.read_texts(Path(folder)))
+    train, val = _at_most(train, megabytes * 1e6), _at_most(val, val_kilobytes * 1e3)
+    if not train or not val:
+        raise UserError(f"{folder} holds too little text: add documents, or longer ones, until a tenth can be kept apart")
+    return Source(str(folder), train, val, None, _digest(train + val))
+
+
+def _at_most(texts: list[str], n_bytes: float) -> list[str]:
+    "The first texts that fit into so many bytes."
+    kept, size = [], 0
+    for text in texts:
+        if kept and size + len(text.encode()) > n_bytes: break
+        kept.append(text); size += len(text.encode())
+    return kept
+
+
+def open_source(recipe: dict) -> Source:
+    "The text a recipe asks for."
+    d = recipe["data"]
+    if d["source"] == "microworld":
+        return microworld_source(d["megabytes"], d["val_kilobytes"], recipe["seed"])
+    return folder_source(d["source"], d["megabytes"], d["val_kilobytes"])
+
+
+# %%
+source = microworld_source(0.2, 20, seed=0)
+print(f"{len(source.train)} documents; the world's entropy is {source.entropy_bpb:.3f} bits per byte")
+print(source.train[0])
+assert not set(source.train) & set(source.val)
+
+
+# %% [markdown]
+# ## What a machine can do
+#
+# Everything that depends on the machine is probed once, stored in the run and used again on resume: a run that was started in bf16
+# must not go on in fp32.
+
+# %%
+#| export
+def probe(device_name: str = "auto", dtype_name: str = "auto") -> dict:
+    "What this machine offers: device, dtype, whether compiling works, threads."
+    device = pick_device(device_name)
+    dtype = pick_dtype(device, dtype_name)
+    return {"device": device.type, "dtype": str(dtype).removeprefix("torch."),
+            "compile": can_compile(), "threads": torch.get_num_threads()}
+
+
+# %%
+print(probe(), machine())
+
+# %% [markdown]
+# ## One run of one recipe
+#
+# A `Course` is a recipe, the run's folder, the text, and what was probed: all that the stages share. It knows how to make the
+# model and the optimizer, because sizes live in `gpt`, rates in `muon` and numbers in the recipe, and only the roof sees all three.
+
+# %%
+#| export
+from nanochat import distributed
+from nanochat.checkpoint import Run, Stage, load_weights, newest_finished
+from nanochat.engine import make_engine
+from nanochat.gpt import GPT, config_for
+from nanochat.muon import make_optimizer
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class Course:
+    "What the stages of one run share."
+    recipe: dict
+    run: Run
+    probed: dict                         # of `probe`
+    source: Source
+    tokenizer: Tokenizer | None = None   # from the first stage on
+    stages: dict = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device: return pick_device(self.probed["device"])
+
+    @property
+    def dtype(self) -> torch.dtype: return getattr(torch, self.probed["dtype"])
+
+    @property
+    def seed(self) -> int: return self.recipe["seed"]
+
+    def new_model(self) -> GPT:
+        "The model of this recipe with its first weights."
+        m = self.recipe["model"]
+        config = config_for(m["depth"], self.tokenizer.vocab_size, m["seq_len"], head_dim=m["head_dim"])
+        model = GPT(config, self.seed).to(self.device)
+        model.compute_dtype = self.dtype
+        return model
+
+    def trained(self, stage: str) -> GPT:
+        "The model as a finished stage left it."
+        model = self.new_model()
+        load_weights(self.run.path / stage, model=model, fingerprint=self.tokenizer.fingerprint())
+        return model
+
+    def sampler(self, model: GPT) -> Callable:
+        "The cached engine of lesson 08; a reply ends at its end token or at a new document."
+        return make_engine(model, [self.tokenizer.assistant_end, self.tokenizer.bos])
+
+
+# %%
+#| export
+def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=1.0, batch_tokens=...) -> optimizer
+    "Muon and AdamW at the recipe's rates; over several ranks each keeps a part of the optimizer's state."
+    base, rates = course.recipe["base"], ("matrix_lr", "embedding_lr", "head_lr")
+    def make(model: GPT, **options):
+        usual = {"batch_tokens": ranks()[2] * base["rows"] * model.config.seq_len * base.get("accumulate", 1)}
+        optimizer = make_optimizer(model, ns_dtype=course.dtype, **{r: base[r] for r in rates}, **(usual | options))
+        return distributed.ShardedOptimizer(optimizer) if ranks()[2] > 1 else optimizer
+    return make
+
+
+# %% [markdown]
+# ## What is measured, and when
+#
+# A skill is one number with its interval. Text skills can be measured from the first stage on; skills that need a conversation only
+# when the model has seen one. Letters are the exception: they are measured *before* midtraining too, because the jump from
+# chance is the clearest picture of what midtraining does.
+
+# %%
+#| export
+from nanochat import chat_eval, core, identity, spelling, tasks, train
+
+TEST_SEED = 1_000_003      # added to the run's seed: no stage draws its training items from here
+NOT_HERE = ("bpb_ratio", "story", "core", "core_multiple_choice", "core_schema",
+            "core_language_modeling", "profile")      # mean nothing for a model that never read the world
+
+
+def _row(skill: str, found: dict) -> dict:
+    "A measured skill as metrics.json holds it."
+    keys = ("value", "items", "low", "high")
+    return {"skill": skill, **{k: found.get(k) for k in keys}}
+
+
+def measure_bpb(course: Course, model: GPT) -> list[dict]:
+    "Bits per byte on text the model has not seen, and its ratio to the world's entropy."
+    T = course.recipe["model"]["seq_len"]
+    rows = data.pack_documents(data.encode_documents(course.tokenizer, course.source.val), T)
+    batches = ((rows.x[i : i + 32].long(), rows.y[i : i + 32].long()) for i in range(0, len(rows), 32))
+    found = train.evaluate_bpb(model, batches, course.tokenizer.token_bytes())
+    skills = [_row("bpb", {"value": found["bpb"], "items": found["bytes"]})]
+    if course.source.is_world:
+        skills.append(_row("bpb_ratio", {"value": found["bpb"] / course.source.entropy_bpb, "items": found["bytes"]}))
+    return skills
+
+
+# %%
+#| export
+def write_stories(
+    course: Course,
+    model: GPT,
+    temperature: float = 0.0,
+) -> list[tuple[dict, str]]:   # (what the opening gave, the whole story)
+    "Let the model go on with fresh openings, to the end of each story."
+    tokenizer, seed = course.tokenizer, TEST_SEED + course.seed
+    openings = microworld.story_openings(course.recipe["eval"]["items"], seed)
+    prompts = [[tokenizer.bos, *tokenizer.encode(o["opening"])] for o in openings]
+    samples = course.sampler(model)(prompts, max_new_tokens=course.recipe["model"]["seq_len"] - max(map(len, prompts)),
+                                    temperature=temperature, seed=seed)
+    return [(o, o["opening"] + chat_eval.completion_text(tokenizer, s)) for o, s in zip(openings, samples)]
+
+
+def measure_stories(course: Course, model: GPT, temperature: float = 0.0) -> dict:
+    "Share of stories that keep hero, object, colour and friend to their end."
+    judged = [microworld.judge_story(text, o["hero"], o["object"], o["colour"])
+              for o, text in write_stories(course, model, temperature)]
+    return chat_eval.shares(sum(j["ok"] for j in judged), len(judged))
+
+
+# %%
+#| export
+def measure_core(course: Course, model: GPT) -> list[dict]:
+    "The world's CORE: the mean centred score, and accuracy by type beside its guessers."
+    n = course.recipe["eval"]["items"]
+    found = core.evaluate_core(model, course.tokenizer, microworld.core_tasks(n, TEST_SEED + course.seed))
+    results = list(found["tasks"].values())
+    skills = [_row("core", {"value": found["core"], "items": sum(r["items"] for r in results)})]
+    for kind in ("multiple_choice", "schema", "language_modeling"):
+        of_kind = [r for r in results if r["type"] == kind]
+        items = sum(r["items"] for r in of_kind)
+        right = round(sum(r["accuracy"] * r["items"] for r in of_kind))
+        guess = {name: max(r[name] or 0.0 for r in of_kind) for name in ("majority", "shortest")}
+        skills.append(_row(f"core_{kind}", chat_eval.shares(right, items)) | guess)
+    return skills
+
+
+# %%
+#| export
+def test_tasks(course: Course) -> dict:   # skill -> task
+    "The held-out questions of every chat skill."
+    n, seed = course.recipe["eval"]["items"], TEST_SEED + course.seed
+    world = lambda kind: tasks.WorldTask(kind, n, seed, "test")
+    return {"letter_choice": world("choice"), "profile": world("profile"), "reading": world("reading"),
+            "word_easy": world("word1"), "word_hard": world(course.recipe["rl"]["task"]),
+            "spelling": spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, n, seed, "test"),
+            "identity": identity.IdentityTask(n, seed, "test")}
+
+
+def measure_chat(course: Course, model: GPT, names: tuple | None = None) -> list[dict]:
+    "Chat skills on held-out questions: letters from the logits, everything else by writing, greedily."
+    from nanochat.tools import make_tool
+    options = dict(max_new_tokens=96, tool=make_tool(course.tokenizer))
+    skills = []
+    for name, task in test_tasks(course).items():
+        if names is not None and name not in names: continue
+        if task.kind == "letter": found = chat_eval.letter_accuracy(model, course.tokenizer, task)
+        else: found = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, **options)
+        skills.append(_row(name, found) | {"failures": found.get("failures", [])})
+    return skills
+
+
+# %%
+#| export
+def measure(course: Course, stage: str, model: GPT) -> list[dict]:
+    "All skills that mean something after a stage; what does not apply to your own text is noted as such."
+    model.eval()
+    skills = measure_bpb(course, model)
+    if course.source.is_world:
+        if stage == "base": skills += [_row("story", measure_stories(course, model)), *measure_core(course, model)]
+        if stage == "rl": skills.append(_row("story", measure_stories(course, model)))
+    skills += measure_chat(course, model, ("letter_choice",) if stage == "base" else None)
+    if course.source.is_world: return skills
+    note = {"value": None, "note": f"not applicable: trained on {course.source.name}"}
+    kept = [s for s in skills if s["skill"] not in NOT_HERE]
+    return kept + [_row(s, {}) | note for s in NOT_HERE if stage == "base" or s == "profile"]
+
+
+# %% [markdown]
+# ## The stages
+#
+# Each stage is the same four lines: say what it is (its recipe, seed, data and parent make its hash), get the weights of its parent,
+# call the stage function of its lesson, remember it. A finished stage returns at once, a killed one goes on, a changed one stops
+# and says what changed. You wrote all of that in lessons 02e and 03; here it is only wired.
+
+# %%
+#| export
+def open_stage(course: Course, name: str, parent: str | None, *sections: str) -> Stage:
+    "The stage of this run, after checking that what its folder holds is what we mean."
+    recipe = {s: course.recipe[s] for s in sections}
+    recipe["compute"] = course.probed["dtype"]
+    stage = course.run.stage(name, recipe, course.stages.get(parent), course.source.identity, course.seed)
+    stage.verify()
+    course.stages[name] = stage
+    return stage
+
+
+def tokenizer_stage(course: Course) -> None:
+    "Train the tokenizer, or load the one that is there."
+    stage, section = open_stage(course, "tokenizer", None, "tokenizer"), course.recipe["tokenizer"]
+    if stage.status() != "finished":
+        stage.start()
+        began = time.perf_counter()
+        texts = _at_most(course.source.train, section["megabytes"] * 1e6)
+        tokenizer = Tokenizer.train(texts, section["vocab_size"])
+        tokenizer.save(stage.path)
+        sample = texts[:200]
+        size = sum(len(t.encode()) for t in sample) / sum(map(len, tokenizer.encode_batch(sample)))
+        stage.finish({"seconds": time.perf_counter() - began, "vocab_size": tokenizer.vocab_size,
+                      "bytes_per_token": size})
+    course.tokenizer = Tokenizer.load(stage.path)
+    print0(f"tokenizer: {course.tokenizer.vocab_size} tokens, {stage.metrics()['bytes_per_token']:.2f} bytes each")
+
+
+# %%
+#| export
+def learner(course: Course) -> tuple[GPT, Callable]:
+    "One model object and its compiled forward pass for all stages, so that compiling is paid once."
+    model = course.new_model()
+    forward = train.compile_forward(model) if course.probed["compile"] else model
+    return model, forward
+
+
+def common_options(course: Course, stage: str) -> dict:
+    "What every training stage is given besides its data."
+    options = {"evaluators": {"skills": lambda model: {"skills": measure(course, stage, model)}}}
+    if ranks()[2] > 1:
+        options |= {"reduce": distributed.average_tensors, "gather": distributed.gather_objects,
+                    "agree": distributed.any_rank}
+    return options
+
+
+def base_stage(course: Course, model: GPT, forward: Callable) -> None:
+    "Pretraining on the source's text."
+    stage, section = open_stage(course, "base", "tokenizer", "base", "model"), course.recipe["base"]
+    if stage.status() == "finished": return
+    rank, _, world = ranks()
+    tokens = data.encode_documents(course.tokenizer, course.source.train)
+    rows = data.pack_documents(tokens, course.recipe["model"]["seq_len"])
+    loader = data.Loader(rows, section["rows"], seed=course.seed, rank=rank, world=world)
+    model.init_weights(course.seed)
+    train.pretrain(stage, section, make_model=lambda: model, make_optimizer=optimizer_maker(course),
+                   loader=loader, forward=forward, fingerprint=course.tokenizer.fingerprint(),
+                   **common_options(course, "base"))
+
+
+# %%
+#| export
+def named_task(course: Course, name: str, rows: int, seed: int):
+    "A training task by the name a recipe gives it."
+    if name == "spelling":
+        return spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, rows, seed, "train")
+    if name == "identity": return identity.IdentityTask(rows, seed, "train")
+    if name in tasks.HUB: return tasks.hub_task(name, "train")
+    return tasks.WorldTask(name, rows, seed, "train")
+
+
+def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
+    "The conversations of a stage: the recipe's list of [task, times, rows]."
+    parts = [(named_task(course, name, rows, seed + i), times)
+             for i, (name, times, rows) in enumerate(section["mixture"])]
+    return tasks.Mixture(parts, seed)
+
+
+# %% [markdown]
+# Midtraining and SFT read the weights of the stage before them into the same model object, so the compiled forward pass stays
+# valid. Reinforcement learning needs nothing compiled: its rows have many lengths.
+
+# %%
+#| export
+def chat_stage(course: Course, name: str, parent: str, model: GPT, forward: Callable) -> None:
+    "Midtraining or SFT: the same loop, other rows."
+    from nanochat.midtrain import midtrain
+    from nanochat.sft import sft
+    stage, section = open_stage(course, name, parent, name), course.recipe[name]
+    if stage.status() == "finished": return
+    load_weights(course.run.path / parent, model=model, fingerprint=course.tokenizer.fingerprint())
+    rank, _, world = ranks()
+    options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
+                   make_optimizer=optimizer_maker(course), **common_options(course, name),
+                   conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
+    if name == "mid": midtrain(stage, section, texts=course.source.train[-section["text"]:], **options)
+    else: sft(stage, section, **options)
+
+
+def rl_stage(course: Course, model: GPT) -> None:
+    "Reinforcement learning on the harder word problems, with the calculator."
+    from nanochat.grpo import grpo
+    from nanochat.tools import make_tool
+    stage, section = open_stage(course, "rl", "sft", "rl"), course.recipe["rl"]
+    if stage.status() == "finished": return
+    load_weights(course.run.path / "sft", model=model, fingerprint=course.tokenizer.fingerprint())
+    options = {k: v for k, v in common_options(course, "rl").items() if k != "gather"}
+    rank, _, world = ranks()
+    grpo(stage, section, model=model, tokenizer=course.tokenizer, sampler=course.sampler(model), rank=rank, world=world,
+         task=named_task(course, section["task"], section["questions"], course.seed + 900),
+         tool=make_tool(course.tokenizer), make_optimizer=optimizer_maker(course), **options)
+
+
+# %%
+#| export
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")
+
+
+def run_stages(course: Course, until: str = "rl") -> None:
+    "Run the stages up to one of them; what is finished is passed over."
+    tokenizer_stage(course)
+    if until == "tokenizer": return
+    model, forward = learner(course)
+    wanted = STAGES[1 : STAGES.index(until) + 1]
+    base_stage(course, model, forward)
+    for name, parent in (("mid", "base"), ("sft", "mid")):
+        if name in wanted: chat_stage(course, name, parent, model, forward)
+    if "rl" in wanted: rl_stage(course, model)
+
+
+# %% [markdown]
+# ## How long will it take?
+#
+# Two full training steps without compiling tell how fast this machine is, within a few seconds. The rest is arithmetic:
+# steps times tokens, and the shares that a quiet reference run spent elsewhere. The number is printed before anything starts.
+
+# %%
+#| export
+COMPILED = 0.62         # a compiled step takes this share of an eager one (measured on two cores with AMX)
+FIXED_SECONDS = 45.0    # compiling, text, tokenizer
+STEP_SHARES = {"eval": 130, "rl": 2.2}    # all evaluation, and one rl step, in units of one training step
+
+
+def step_seconds(course: Course) -> float:
+    "Seconds of one training step on this machine, measured without compiling."
+    m, rows = course.recipe["model"], course.recipe["base"]["rows"]
+    config = config_for(m["depth"], course.recipe["tokenizer"]["vocab_size"], m["seq_len"], head_dim=m["head_dim"])
+    model = GPT(config).to(course.device)
+    model.compute_dtype = course.dtype
+    optimizer, seconds = optimizer_maker(course)(model), []
+    idx = torch.randint(0, config.vocab_size, (rows, m["seq_len"]), device=course.device)
+    for _ in range(3):
+        began = time.perf_counter()
+        model(idx, idx).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) * (COMPILED if course.probed["compile"] else 1.0)
+
+
+def estimate(course: Course) -> float:
+    "Seconds that the whole recipe will take on this machine, within about a third."
+    r = course.recipe
+    steps = sum(r[s]["steps"] * r[s]["rows"] / r["base"]["rows"] for s in ("base", "mid", "sft"))
+    steps += STEP_SHARES["rl"] * r["rl"]["steps"] * r["rl"]["prompts"] * r["rl"]["samples"] / 128
+    steps += STEP_SHARES["eval"] * r["eval"]["items"] / 200
+    return FIXED_SECONDS + steps * step_seconds(course)
+
+
+# %%
+#| export
+def fit_minutes(course: Course, minutes: float) -> str:
+    "Shorten the recipe until it fits: fewer steps first, then a smaller model. Returns what was done."
+    recipe, said = course.recipe, []
+    while (needed := estimate(course)) > 60 * minutes:
+        share = (60 * minutes - FIXED_SECONDS) / (needed - FIXED_SECONDS)
+        if share < 0.4 and recipe["model"]["depth"] > 2:
+            recipe["model"]["depth"] -= 1
+            said.append(f"depth {recipe['model']['depth']}")
+            continue
+        if share <= 0.05: raise UserError(f"--minutes {minutes:g} is too short for this machine; the least is about "
+                                          f"{(FIXED_SECONDS + 0.1 * (needed - FIXED_SECONDS)) / 60:.0f}")
+        for s in ("base", "mid", "sft", "rl"): recipe[s]["steps"] = max(1, int(recipe[s]["steps"] * share))
+        said.append(f"{share:.0%} of the steps")
+        break
+    return "to fit the time asked for: " + ", ".join(said) if said else ""
+
+
+# %% [markdown]
+# ## The run
+#
+# `open_course` puts the pieces together and stores what was probed. `run_course` holds the lock, runs the stages and writes the
+# report. Everything a learner can do wrong was raised as a `UserError` somewhere below; here it becomes one line and exit status 2.
+
+# %%
+#| export
+from nanochat.report import write_report
+
+
+def _commit() -> str:
+    "The commit this package stands at, or unknown."
+    here = Path(str(files("nanochat")))
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def stored_facts(run: Run) -> dict:
+    "What run.json says about a run; empty when it has none yet."
+    path = run.path / "run.json"
+    try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, or use --name NEW") from error
+
+
+def open_course(recipe: dict, run: Run, device: str = "auto", dtype: str = "auto") -> Course:
+    "Check the recipe, probe the machine (or read what was probed when the run began), open the text."
+    check_recipe(recipe)
+    probed = stored_facts(run).get("probed") or probe(device, dtype)
+    if ranks()[2] == 1: torch.set_num_threads(probed["threads"])
+    seed_all(recipe["seed"])
+    return Course(recipe, run, probed, open_source(recipe))
+
+
+def write_facts(course: Course, note: str = "") -> None:
+    "run.json: what the report says about the run as a whole."
+    facts = {"recipe": course.recipe["name"], "seed": course.seed, "commit": _commit(), "data": course.source.name,
+             "machine": machine() | {k: course.probed[k] for k in ("dtype", "threads")}, "probed": course.probed,
+             "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe, "note": note}
+    if ranks()[0] == 0: atomic_write(course.run.path / "run.json", json.dumps(facts, indent=1))
+
+
+# %%
+#| export
+def redo(run: Run, stage: str) -> None:
+    "Delete a stage and all that was built on it."
+    from shutil import rmtree
+    for name in STAGES[STAGES.index(stage):]: rmtree(run.path / name, ignore_errors=True)
+
+
+def run_course(course: Course, until: str = "rl", since: str | None = None, minutes: float | None = None) -> dict:
+    "Run a recipe under the run's lock; returns the report."
+    with course.run.lock():
+        if since: redo(course.run, since)
+        note = fit_minutes(course, minutes) if minutes else ""
+        say_estimate(course, until, note)
+        write_facts(course, note)
+        run_stages(course, until)
+        return write_report(course.run.path) if ranks()[0] == 0 else {}
+
+
+def say_estimate(course: Course, until: str, note: str) -> None:
+    "Print how long the run will take here, before it starts."
+    if all((course.run.path / s / "metrics.json").exists() for s in STAGES): return
+    minutes = estimate(course) / 60
+    print0(f"{course.recipe['name']} on {machine()['cpu']}, {course.probed['threads']} threads, "
+           f"{course.probed['dtype']}: about {minutes:.0f} minutes {note}".rstrip(), flush=True)
+    if minutes > 15 and not note:
+        print0("that is long; `--minutes 10` fits the run to ten minutes (fewer steps, then a smaller model)")
+
+
+# %% [markdown]
+# ## The command line
+#
+# One program, a table of commands. The table holds names, not functions: a command's module is imported when it is called,
+# so `--help` is quick and a missing optional library hurts only the command that needs it.
+
+# %%
+#| export
+COMMANDS = {   # command: (module:function, what it does)
+    "run": ("nanochat.__main__:run_command", "run a whole recipe: all stages, report, chat"),
+    "tokenizer": ("nanochat.__main__:stage_command", "run a recipe up to the tokenizer"),
+    "pretrain": ("nanochat.__main__:stage_command", "run a recipe up to pretraining"),
+    "midtrain": ("nanochat.__main__:stage_command", "run a recipe up to midtraining"),
+    "sft": ("nanochat.__main__:stage_command", "run a recipe up to supervised finetuning"),
+    "grpo": ("nanochat.__main__:stage_command", "run a recipe up to reinforcement learning"),
+    "eval": ("nanochat.__main__:eval_command", "measure a finished stage again"),
+    "chat": ("nanochat.__main__:chat_command", "talk to a trained model"),
+    "report": ("nanochat.__main__:report_command", "write and show the report of a run; compare runs"),
+}
+STAGE_OF = {"tokenizer": "tokenizer", "pretrain": "base", "midtrain": "mid", "sft": "sft", "grpo": "rl"}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    "An argument parser whose complaints are one line."
+    def error(self, message: str): raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    "Options of everything that trains."
+    parser.add_argument("--name", help="name of the run (default: the recipe's)")
+    parser.add_argument("--seed", type=int, help="seed of data, weights and sampling")
+    parser.add_argument("--data", metavar="DIR", help="train the base model on your own texts")
+    parser.add_argument("--depth", type=int, help="the one dial: layers; width follows")
+    parser.add_argument("--minutes", type=float, help="shorten the run to about this long")
+    parser.add_argument("--from", dest="since", choices=STAGES, help="redo this stage and those after it")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="change one number of the recipe")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+
+
+# %%
+#| export
+def make_parser() -> argparse.ArgumentParser:
+    "The options of every command."
+    parser = OneLineParser(prog="python -m nanochat", description="Build and use a small ChatGPT.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        if name == "run":
+            sub.add_argument("recipe", help="one of: " + ", ".join(recipe_names()))
+            sub.add_argument("--until", choices=STAGES, default="rl", help="stop after this stage")
+            sub.add_argument("--chat", action="store_true", help="talk to the model at the end")
+        if name in STAGE_OF: sub.add_argument("--recipe", default="laptop", help="which recipe")
+        if name == "run" or name in STAGE_OF: _add_run_options(sub)
+        if name in ("eval", "chat"):
+            sub.add_argument("--name", help="name of the run (default: the newest)")
+            sub.add_argument("--stage", choices=STAGES[1:], help="which stage's model (default: the last finished)")
+        if name == "chat":
+            sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+            sub.add_argument("--ask", metavar="TEXT", help="answer one message and leave")
+        if name == "report": sub.add_argument("names", nargs="*", help="runs; two or more are compared")
+    return parser
+
+
+def recipe_from(args: argparse.Namespace) -> dict:
+    "The recipe that the options ask for."
+    recipe = load_recipe(args.recipe, tuple(args.changes))
+    if args.seed is not None: recipe["seed"] = args.seed
+    if args.depth is not None: recipe["model"]["depth"] = args.depth
+    if args.data is not None: recipe["data"]["source"] = str(Path(args.data).expanduser())
+    return recipe
+
+
+# %%
+#| export
+def train_command(args: argparse.Namespace, until: str) -> Course:
+    "Run a recipe as the options say."
+    recipe = recipe_from(args)
+    run = Run(args.name or recipe["name"])
+    kept = stored_facts(run)
+    if args.minutes and kept.get("note"): recipe, args.minutes = kept["settings"], None     # decided at the start
+    course = open_course(recipe, run, args.device, args.dtype)
+    with distributed.session(course.device):
+        record = run_course(course, until, args.since, args.minutes)
+    if ranks()[0] == 0: print(f"\nreport: {run.path / 'report.md'}  ({record['seconds']['total']:.0f} s of work)")
+    return course
+
+
+def run_command(args: argparse.Namespace) -> None:
+    "`python -m nanochat run RECIPE`"
+    course = train_command(args, args.until)
+    if not args.chat or ranks()[0] != 0: return
+    print((course.run.path / "report.md").read_text(encoding="utf-8"))
+    talk(course, "rl", 0.0)
+
+
+def stage_command(args: argparse.Namespace) -> None:
+    "`python -m nanochat pretrain` and its sisters."
+    train_command(args, STAGE_OF[args.command])
+
+
+# %%
+#| export
+def finished_course(name: str | None, stage: str | None) -> tuple[Course, str]:
+    "A trained run and the stage to use, by name, or the newest one there is."
+    wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
+    found = Run(name) if name else next((r for r in map(newest_finished, wanted) if r), None)
+    if found is None: raise UserError(f"no finished run in {home()}; train one with: python -m nanochat run laptop")
+    done = [s for s in wanted if (found.path / s / "metrics.json").exists()]
+    if not done: raise UserError(f"run {found.name} in {home()} has no finished stage {' or '.join(wanted)}; train it first")
+    facts = stored_facts(found)
+    recipe, probed = facts["settings"], facts["probed"]
+    empty = Source(facts["data"], [], [], facts["entropy_bpb"], "")
+    course = Course(recipe, found, probed, empty, Tokenizer.load(found.path / "tokenizer"))
+    return course, done[0]
+
+
+def eval_command(args: argparse.Namespace) -> None:
+    "`python -m nanochat eval`: the skills of a finished stage, measured again."
+    course, stage = finished_course(args.name, args.stage)
+    course.source = open_source(course.recipe)
+    for row in measure(course, stage, course.trained(stage)):
+        value = row.get("note") or f"{row['value']:.3f}"
+        span = f"  ({row['low']:.2f} to {row['high']:.2f})" if row.get("low") is not None else ""
+        print(f"{row['skill']:25s} {value}{span}")
+
+
+def report_command(args: argparse.Namespace) -> None:
+    "`python -m nanochat report`: one run, or several side by side."
+    from nanochat.report import compare_runs
+    folders = [Run(name).path for name in args.names] or [finished_course(None, None)[0].run.path]
+    if len(folders) > 1: return print(compare_runs(folders))
+    write_report(folders[0])
+    print((folders[0] / "report.md").read_text(encoding="utf-8"))
+
+
+# %%
+#| export
+def main(argv: list[str] | None = None) -> int:
+    "The program: a `UserError` is one line on stderr and exit status 2."
+    try:
+        args = make_parser().parse_args(argv)
+        module, _, function = COMMANDS[args.command][0].partition(":")
+        getattr(import_module(module), function)(args)
+    except UserError as error:
+        print(f"nanochat: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+# %% [markdown]
+# ## Talking to it
+#
+# On a terminal you get a prompt. In a pipe, where nobody types, a sample dialogue is printed instead. Both open with five things that
+# this model can do.
+
+# %%
+#| export
+def talk(course: Course, stage: str, temperature: float, question: str | None = None) -> None:
+    "A chat on a terminal, or a sample dialogue where there is none."
+    from nanochat.chat import Chat, opening, sample_dialogue, suggestions, terminal_chat
+    from nanochat.tools import make_tool
+    chat = Chat(course.trained(stage), course.tokenizer, make_tool(course.tokenizer), temperature=temperature)
+    examples = suggestions(course.seed)
+    if question is not None: return sample_dialogue(chat, [question])
+    if sys.stdin.isatty(): return terminal_chat(chat, opening(examples))
+    print(opening(examples) + "\n")
+    sample_dialogue(chat, examples)
+
+
+def chat_command(args: argparse.Namespace) -> None:
+    "`python -m nanochat chat`"
+    course, stage = finished_course(args.name, args.stage)
+    if not 0 <= args.temperature <= 2: raise UserError("--temperature must be between 0 and 2")
+    talk(course, stage, args.temperature, args.ask)
+
+
+# %%
+#| export
+if __name__ == "__main__" and "get_ipython" not in globals(): raise SystemExit(main())
+
+# %% [markdown]
+# Mistakes end in one line:
+
+# %%
+for words in (["run", "nothing"], ["sing"], ["run", "laptop", "--set", "base.rows=0"], ["chat", "--name", "nobody"]):
+    print("exit status", main(words))

@@ -1,0 +1,209 @@
+"""The program as a user meets it: whole runs at the smoke tier, mistakes, kills, own data."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nanochat import __main__ as program
+from nanochat.report import SKILLS, STAGES
+from nanochat.workshop import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--set", "base.steps=4", "--set", "mid.steps=2", "--set", "sft.steps=2", "--set", "rl.steps=1",
+        "--set", "eval.items=4", "--set", "data.megabytes=0.4", "--set", "tokenizer.megabytes=0.2"]
+
+
+def environment(home: Path) -> dict:
+    return {**os.environ, "NANOCHAT_HOME": str(home), "NANOCHAT_COMPILE": "0", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT)}
+
+
+def nanochat(home: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "nanochat", *words], cwd=ROOT, env=environment(home), text=True,
+                          capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    "One whole smoke run, shared by the tests of this file."
+    home = tmp_path_factory.mktemp("home")
+    return home, nanochat(home, "run", "smoke", "--chat", *TINY)
+
+
+@pytest.mark.slow
+def test_a_whole_run_writes_every_stage_and_the_report(smoke):
+    home, done = smoke
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((home / "smoke" / "report.json").read_text())
+    assert set(report) == {"recipe", "seed", "commit", "data", "machine", "entropy_bpb", "seconds", "skills"}
+    assert set(report["seconds"]) == {"tokenizer", "base", "mid", "sft", "rl", "eval", "total"}
+    assert {"cpu", "cores", "ram_gb", "dtype", "threads", "torch"} == set(report["machine"])
+    found = {(s["skill"], s["stage"]) for s in report["skills"]}
+    assert {skill for skill, _ in found} == set(SKILLS)
+    assert {stage for _, stage in found} == set(STAGES)
+    for row in report["skills"]:
+        if row["low"] is not None: assert row["low"] <= row["value"] <= row["high"]
+    for stage in STAGES: assert list((home / "smoke" / stage).glob("step_*/model.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_run_without_a_terminal_ends_in_a_dialogue(smoke):
+    _, done = smoke
+    assert "knows only the world" in done.stdout and done.stdout.count("you: ") == 5
+
+
+@pytest.mark.slow
+def test_a_finished_run_does_nothing_again(smoke):
+    home, _ = smoke
+    before = {p: p.stat().st_mtime_ns for p in (home / "smoke").glob("*/metrics.json")}
+    again = nanochat(home, "run", "smoke", *TINY)
+    assert again.returncode == 0, again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (home / "smoke").glob("*/metrics.json")}
+
+
+@pytest.mark.slow
+def test_a_changed_recipe_is_named(smoke):
+    home, _ = smoke
+    done = nanochat(home, "run", "smoke", *TINY, "--set", "base.warmdown=0.31")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert "base" in line and "0.31" in line and "--name" in line and "--from" in line
+
+
+@pytest.mark.slow
+def test_chat_and_eval_find_the_newest_run(smoke):
+    home, _ = smoke
+    answer = nanochat(home, "chat", "--ask", "Who are you?")
+    assert answer.returncode == 0 and "you: Who are you?" in answer.stdout
+    measured = nanochat(home, "eval", "--stage", "base")
+    assert measured.returncode == 0 and "bpb" in measured.stdout, measured.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_tokenizer_is_refused(smoke, tmp_path):
+    import shutil
+    home, _ = smoke
+    shutil.copytree(home / "smoke", tmp_path / "mixed")
+    from nanochat.tokenizer import Tokenizer
+    Tokenizer.train(["other words than those"] * 3, 512).save(tmp_path / "mixed" / "tokenizer")
+    done = nanochat(tmp_path, "chat", "--name", "mixed", "--ask", "Hello")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "tokenizer" in done.stderr or "shape" in done.stderr
+
+
+@pytest.mark.parametrize("words, named", [
+    (["run", "nothing"], "nothing"),
+    (["sing"], "sing"),
+    (["run", "smoke", "--volume", "11"], "--volume"),
+    (["run", "smoke", "--set", "base.step=3"], "base.step"),
+    (["run", "smoke", "--set", "base.steps=-3"], "base.steps"),
+    (["run", "smoke", "--set", "model.seq_len=0"], "model.seq_len"),
+    (["run", "smoke", "--depth", "0"], "depth"),
+    (["run", "smoke", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["run", "smoke", "--device", "cuda:7"], "cuda:7"),
+    (["run", "smoke", "--name", "../up"], "../up"),
+    (["run", "smoke", "--until", "dinner"], "dinner"),
+    (["chat", "--name", "nobody"], "nobody"),
+    (["chat"], "python -m nanochat run"),
+    (["report", "nobody"], "nobody"),
+])
+def test_a_mistake_is_one_line_with_status_2(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_COMPILE", "0")
+    assert program.main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error and len(error.splitlines()) == 1 and error.startswith("nanochat: ")
+    assert not list(tmp_path.rglob("step_*")), "nothing half-written"
+
+
+@pytest.mark.parametrize("name, content", [("empty", {}), ("broken.parquet", {"a.parquet": b"no parquet"}),
+                                           ("not text", {"a.txt": b"\xff\xfe\x00\xd8" * 50}),
+                                           ("column", {"a.jsonl": b'{"body": "hello"}\n'})])
+def test_a_bad_data_folder_is_named(name, content, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NANOCHAT_COMPILE", "0")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for file, data in content.items(): (folder / file).write_bytes(data)
+    assert program.main(["run", "smoke", "--data", str(folder)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert str(folder) in error and len(error.splitlines()) == 1
+
+
+def own_texts(folder: Path) -> Path:
+    folder.mkdir()
+    lines = [f"Line {i}: the {a} {b} sat on the {c}." for i in range(60) for a in ("old", "young", "grey")
+             for b in ("cat", "dog", "hen") for c in ("mat", "log", "roof")]
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_own_data_trains_and_says_what_does_not_apply(tmp_path):
+    done = nanochat(tmp_path / "home", "run", "smoke", "--name", "own", "--data", str(own_texts(tmp_path / "texts")),
+                    *TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "home" / "own" / "report.json").read_text())
+    rows = {(s["skill"], s["stage"]): s for s in report["skills"]}
+    assert report["entropy_bpb"] is None and rows["bpb", "base"]["value"] > 0
+    for skill in ("story", "core", "profile"):
+        assert all(r["value"] is None for (s, _), r in rows.items() if s == skill)
+    assert "not applicable: trained on" in (tmp_path / "home" / "own" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_says_how_to_go_on_and_the_rest_is_equal(tmp_path):
+    words = ["pretrain", "--recipe", "smoke", *TINY, "--set", "base.steps=30", "--set", "base.save_every=100"]
+    child = subprocess.Popen([sys.executable, "-m", "nanochat", *words, "--name", "cut"], cwd=ROOT, text=True,
+                             env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = tmp_path / "cut" / "base" / "log.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3): time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=120)
+    assert child.returncode == 130, said[-2000:]
+    assert "saved" in said and "same command" in said
+    resumed = nanochat(tmp_path, *words, "--name", "cut")
+    whole = nanochat(tmp_path, *words, "--name", "whole")
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr[-2000:]
+    weights = [(tmp_path / n / "base" / "step_000030" / "model.safetensors").read_bytes() for n in ("cut", "whole")]
+    assert weights[0] == weights[1], "a resumed run must end in the same bits"
+
+
+def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_COMPILE", "0")
+    held = "from nanochat.checkpoint import Run\nwith Run('smoke').lock(): print('in', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", held], cwd=ROOT, env=environment(tmp_path), text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline().strip() == "in"
+    assert program.main(["run", "smoke", *TINY]) == 2
+    assert "in use" in capsys.readouterr().err
+    child.communicate("\n", timeout=30)
+
+
+def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "step_seconds", lambda course: 0.05 * course.recipe["model"]["depth"] ** 2)
+    course = program.Course(program.load_recipe("laptop"), None, {"compile": False}, None)
+    before = course.recipe["base"]["steps"]
+    note = program.fit_minutes(course, 10)
+    assert program.estimate(course) < 11 * 60 and course.recipe["base"]["steps"] < before and note
+    with pytest.raises(UserError, match="too short"): program.fit_minutes(course, 0.1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_recipe(tmp_path):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577", "-m", "nanochat",
+             "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--set", "base.rows=4"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    single = nanochat(tmp_path, "pretrain", "--recipe", "smoke", "--name", "one", *TINY, "--set", "base.rows=8")
+    assert single.returncode == 0, single.stderr[-2000:]
+    from safetensors.torch import load_file
+    pair, one = (load_file(tmp_path / n / "base" / "step_000004" / "model.safetensors") for n in ("pair", "one"))
+    for name in one: assert (pair[name] - one[name]).abs().max() < 1e-4, name
