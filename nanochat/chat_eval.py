@@ -41,7 +41,7 @@ def last_logits(
         idx = torch.zeros(len(batch), len(prompts[batch[0]]), dtype=torch.long)
         for row, i in enumerate(batch): idx[row, : len(prompts[i])] = torch.tensor(prompts[i])
         last = torch.tensor([len(prompts[i]) - 1 for i in batch])
-        places = torch.arange(idx.shape[1]) == last[:, None]                # (B, T), one in each row
+        places = torch.arange(idx.shape[1]) == last[:, None]        # (B, T), one in each row
         yield from zip(batch, logits_at(model, idx.to(device), places.to(device)))
 
 # %% ../lessons/04b_chat_evaluation.ipynb #955035ac

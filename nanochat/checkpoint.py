@@ -77,7 +77,7 @@ def steps_in(
     "The steps whose checkpoints are in a folder; other names are passed over."
     folder = Path(folder)
     names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-    return sorted(int(m[1]) for m in (re.fullmatch(r"step_(\d{6,})", name) for name in names) if m)
+    return sorted(int(m[1]) for m in (re.fullmatch(r"step_([0-9]{6,})", name) for name in names) if m)
 
 def last_step(
     folder: Path | str,  # of one stage
@@ -117,10 +117,15 @@ def _sync(path: Path) -> None:
 def _publish(temp: Path, final: Path) -> None:
     "Flush a finished folder and give it its name, in one step; an older one of that name goes."
     for path in [*temp.iterdir(), temp]: _sync(path)
-    aside = temp.with_suffix(".old")
-    if final.exists(): os.replace(final, aside)
+    if final.exists(): _discard(final)
     os.replace(temp, final)
     _sync(final.parent)
+
+def _discard(folder: Path) -> None:
+    "Delete a checkpoint; first its name, so that half of it is never taken for a whole one."
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../lessons/02e_checkpoints.ipynb #33ae4249
@@ -129,6 +134,7 @@ def _state(thing) -> dict:
     state = thing if isinstance(thing, dict) else thing.state_dict()
     return {str(key).removeprefix("_orig_mod."): value for key, value in state.items()}
 
+# %% ../lessons/02e_checkpoints.ipynb #bbfaa88a
 def save_checkpoint(
     folder: Path | str,              # of one stage
     step: int,                       # updates done
@@ -161,8 +167,7 @@ def save_checkpoint(
         raise disk_error(final, e) from e
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-    for old in steps_in(folder)[:-keep]:
-        shutil.rmtree(folder / _step_name(old), ignore_errors=True)
+    for old in steps_in(folder)[:-keep]: _discard(folder / _step_name(old))
     return final
 
 # %% ../lessons/02e_checkpoints.ipynb #e73c8fc4

@@ -71,14 +71,14 @@ def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
     "Copy a flat tensor back into the tensors that it was made of."
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors])): t.copy_(part.view_as(t))
 
-# %% ../lessons/03b_distributed.ipynb #023c9bf0
+# %% ../lessons/03b_distributed.ipynb #4a3e3405
 def average_gradients(
     params: Iterable,  # parameters with gradients
 ) -> None:
     "Replace each gradient by its mean over all ranks. Do it before clipping: a clipped mean is not a mean of clips."
     average_tensors([p.grad for p in params if p.grad is not None])
 
-
+# %% ../lessons/03b_distributed.ipynb #a8e3015c
 def gather_objects(
     thing,     # anything small that can be pickled
 ) -> list:     # one of each rank, in order, on every rank
@@ -110,7 +110,7 @@ def owners(
         load[owner[i]] += sizes[i]
     return owner
 
-# %% ../lessons/03b_distributed.ipynb #229d7d52
+# %% ../lessons/03b_distributed.ipynb #a54b4a8d
 class ShardedOptimizer:
     """Each rank keeps the optimizer state of its own parameters, updates those, and sends them to the others.
 
@@ -154,38 +154,45 @@ class ShardedOptimizer:
             flight.wait()
             if rank != self.rank: _unpack(flat, group)
 
-    def state_dict(self) -> dict:
-        """The state of all ranks in the form of an unsharded optimizer, on rank 0; elsewhere only the groups.
+# %% ../lessons/03b_distributed.ipynb #0aa3f191
+from fastcore.basics import patch
 
-        Every rank must call it. It loads into any number of ranks, or into the optimizer without shards."""
-        state = {i: dict(self.optimizer.state.get(p, {})) for i, p in enumerate(self.params)}
-        layouts = gather_objects({i: {k: tuple(v.shape) for k, v in s.items()} for i, s in state.items() if s})
-        whole: dict[int, dict] = {}
-        for rank, layout in enumerate(layouts):
-            for i, shapes in layout.items():
-                for key, shape in shapes.items():
-                    value = self._from(rank, state[i].get(key), shape, self.params[i].device)
-                    if self.rank == 0: whole.setdefault(i, {})[key] = value.cpu()
-        return {"state": dict(sorted(whole.items())), "param_groups": self._groups()}
+@patch
+def state_dict(self: ShardedOptimizer) -> dict:
+    """The state of all ranks in the form of an unsharded optimizer, on rank 0; elsewhere only the groups.
 
-    def _from(self, rank: int, value: Tensor | None, shape: tuple, device: torch.device) -> Tensor:
-        "One fp32 tensor of the state, sent by the rank that has it."
-        if self.rank != rank: value = torch.empty(shape, device=device)
-        dist.broadcast(value, src=rank)
-        return value
+    Every rank must call it. It loads into any number of ranks, or into the optimizer without shards."""
+    state = {i: dict(self.optimizer.state.get(p, {})) for i, p in enumerate(self.params)}
+    layouts = gather_objects({i: {k: tuple(v.shape) for k, v in s.items()} for i, s in state.items() if s})
+    whole: dict[int, dict] = {}
+    for rank, layout in enumerate(layouts):
+        for i, shapes in layout.items():
+            for key, shape in shapes.items():
+                value = self._from(rank, state[i].get(key), shape, self.params[i].device)
+                if self.rank == 0: whole.setdefault(i, {})[key] = value.cpu()
+    return {"state": dict(sorted(whole.items())), "param_groups": self._groups()}
 
-    def _groups(self) -> list[dict]:
-        "The groups as torch numbers them: parameters counted through all groups."
-        numbers = iter(range(len(self.params)))
-        return [{**{k: v for k, v in group.items() if k != "params"}, "params": [next(numbers) for _ in layout]}
-                for group, layout in zip(self.param_groups, self.layout)]
+@patch
+def _from(self: ShardedOptimizer, rank: int, value: Tensor | None, shape: tuple, device: torch.device) -> Tensor:
+    "One fp32 tensor of the state, sent by the rank that has it."
+    if self.rank != rank: value = torch.empty(shape, device=device)
+    dist.broadcast(value, src=rank)
+    return value
 
-    def load_state_dict(self, found: dict) -> None:
-        "Take this rank's part of a whole state. `ValueError` when it has other groups."
-        if [len(g["params"]) for g in found["param_groups"]] != [len(g) for g in self.layout]:
-            raise ValueError("the stored optimizer has other groups of parameters")
-        for group, stored in zip(self.param_groups, found["param_groups"]):
-            group.update({k: v for k, v in stored.items() if k != "params"})
-        for i, (p, owner) in enumerate(zip(self.params, self.owner)):
-            if owner == self.rank and i in found["state"]:
-                self.optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in found["state"][i].items()}
+@patch
+def _groups(self: ShardedOptimizer) -> list[dict]:
+    "The groups as torch numbers them: parameters counted through all groups."
+    numbers = iter(range(len(self.params)))
+    return [{**{k: v for k, v in group.items() if k != "params"}, "params": [next(numbers) for _ in layout]}
+            for group, layout in zip(self.param_groups, self.layout)]
+
+@patch
+def load_state_dict(self: ShardedOptimizer, found: dict) -> None:
+    "Take this rank's part of a whole state. `ValueError` when it has other groups."
+    if [len(g["params"]) for g in found["param_groups"]] != [len(g) for g in self.layout]:
+        raise ValueError("the stored optimizer has other groups of parameters")
+    for group, stored in zip(self.param_groups, found["param_groups"]):
+        group.update({k: v for k, v in stored.items() if k != "params"})
+    for i, (p, owner) in enumerate(zip(self.params, self.owner)):
+        if owner == self.rank and i in found["state"]:
+            self.optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in found["state"][i].items()}

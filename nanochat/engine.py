@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .gpt import GPT, GPTConfig
 from .sample import Rows, Sample, pad_right, pick
-from .workshop import UserError
 
-# %% ../lessons/08_kv_cache.ipynb #75a7914e
+# %% ../lessons/08_kv_cache.ipynb #61fee3b5
 class KVCache:
     """Keys and values of the tokens a batch of rows has read so far, for every layer.
 
@@ -30,6 +29,7 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)      # (layers, B, G, S, D)
         self.v = torch.zeros(shape, device=device, dtype=dtype)      # (layers, B, G, S, D)
         self.lengths, self.most = [0] * rows, config.max_len
+        self.next, self.seen = None, 0      # set by `positions`
 
     def reach(self, T: int) -> int:
         "The longest row once T more tokens are read."
@@ -44,7 +44,7 @@ class KVCache:
         return self.next
 
     def mask(self, positions: Tensor, window: int | None) -> Tensor:
-        "(B, 1, T, S) which slot each new token may look at: its own and earlier ones, within the window."
+        "(B, 1, T, S) which slots each new token may see: up to its own, within the window."
         slot, place = torch.arange(self.seen, device=positions.device), positions[:, None, :, None]
         visible = slot <= place
         return visible if window is None else visible & (slot >= place - window)
@@ -65,7 +65,7 @@ class KVCache:
         self.lengths = [min(n, keep) for n, keep in zip(self.lengths, lengths)]
 
     def reserve(self, room: int) -> None:
-        "Make at least this many slots: a larger tensor, and the old content copied along the time axis."
+        "Have this many slots: allocate a larger tensor and copy along the time axis."
         have = self.k.shape[3]
         if room <= have: return
         room = max(room, min(2 * have, self.most))
@@ -83,14 +83,14 @@ class KVCache:
 
 # %% ../lessons/08_kv_cache.ipynb #779a4efb
 def cache_dtype(model: GPT) -> torch.dtype:
-    "What the cache holds: the model's compute dtype, but fp32 on a CPU, where bf16 products of one row are slow."
+    "The compute dtype, but fp32 on a CPU, where bf16 products of one row are slow."
     return torch.float32 if model.device.type == "cpu" else model.compute_dtype
 
 # %% ../lessons/08_kv_cache.ipynb #19ed9d20
 def decoding_model(
     model: GPT,
 ) -> GPT:        # the model itself in fp32, else a copy
-    "A model whose weights already have the compute dtype, so that decoding does not cast them at every token."
+    "A model whose weights have the compute dtype already, not to be cast at every token."
     if model.compute_dtype == torch.float32: return model
     with torch.device("meta"): copy = GPT(model.config)
     weights = {name: p.detach().to(model.compute_dtype) for name, p in model.state_dict().items()}
@@ -99,9 +99,9 @@ def decoding_model(
     for mine, yours in zip(copy.blocks, model.blocks): mine.attn.attend = yours.attn.attend
     return copy.eval()
 
-# %% ../lessons/08_kv_cache.ipynb #5cd1db7a
+# %% ../lessons/08_kv_cache.ipynb #c1878ef8
 class Decoder:
-    "Reads each token of a batch of rows once: prompts at the first call, then one token a row a call."
+    "Reads each token of some rows once: prompts first, then one token of each row a call."
     def __init__(self,
         model: GPT,
         rows: Rows,
@@ -110,25 +110,24 @@ class Decoder:
 
     def prefill(self) -> Tensor:
         "(live rows, C) features of the last prompt token; equal prompts are read once."
-        self.slots = list(self.rows.live)
+        model, self.slots = self.model, list(self.rows.live)
         prompts = [tuple(self.rows.tokens[r]) for r in self.slots]
-        unique = list(dict.fromkeys(prompts))
-        lengths = [len(p) for p in unique]
-        room = min(max(lengths) + self.rows.budget, self.model.config.max_len)
-        self.cache = KVCache(self.model.config, len(unique), max(lengths), self.model.device,
-                             cache_dtype(self.model))
-        features = self.model.features(pad_right([list(p) for p in unique], self.model.device), self.cache)
+        unique = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
+        lengths, which = [len(p) for p in unique], [unique[p] for p in prompts]
+        self.cache = KVCache(model.config, len(unique), max(lengths), model.device,
+                             cache_dtype(model))
+        features = model.features(pad_right(list(map(list, unique)), model.device), self.cache)
         last = features[torch.arange(len(unique)), [n - 1 for n in lengths]]      # (unique, C)
         self.cache.trim(lengths)
-        which = [unique.index(p) for p in prompts]
         self.cache.select(which)
-        self.cache.reserve(room)
+        self.cache.reserve(min(max(lengths) + self.rows.budget, model.config.max_len))
         return last[which]
 
     def decode(self) -> Tensor:
         "(slots, C) features of the newest token of each row."
-        newest = torch.tensor([[self.rows.tokens[r][-1]] for r in self.slots], device=self.model.device)
-        self.cache.trim([len(self.rows.tokens[r]) - 1 for r in self.slots])      # finished rows stand still
+        texts = [self.rows.tokens[r] for r in self.slots]
+        newest = torch.tensor([[t[-1]] for t in texts], device=self.model.device)
+        self.cache.trim([len(t) - 1 for t in texts])      # finished rows stand still
         return self.model.features(newest, self.cache)[:, -1]
 
     def compact(self) -> None:
@@ -167,11 +166,12 @@ def make_engine(
     model: GPT,
     stop: Iterable[int],  # tokens that end a row
 ) -> Callable:            # sampler(prompts, *, max_new_tokens, temperature, top_k, seed, tool)
-    "A sampler like `make_sampler`'s, with a cache: the same tokens, without reading them again and again."
+    "A sampler like `make_sampler`'s, with a cache: the same tokens, each read once."
     stop = frozenset(stop)
 
     def sampler(prompts: list[list[int]], *, max_new_tokens: int, temperature: float = 1.0,
-                top_k: int | None = None, seed: int = 0, tool: Callable | None = None) -> list[Sample]:
+                top_k: int | None = None, seed: int = 0,
+                tool: Callable | None = None) -> list[Sample]:
         rows = Rows(prompts, stop, max_new_tokens, seed, tool)
         for _ in generate(model, rows, temperature, top_k): pass
         return rows.samples()
@@ -191,4 +191,5 @@ def stream(
 ) -> Iterator[tuple[int, bool]]:   # (token, was it sampled)
     "The reply to one prompt, token by token as it is made."
     rows = Rows([prompt], frozenset(stop), max_new_tokens, seed, tool)
-    for _ in generate(model, rows, temperature, top_k): yield rows.tokens[0][-1], rows.sampled[0][-1]
+    for _ in generate(model, rows, temperature, top_k):
+        yield rows.tokens[0][-1], rows.sampled[0][-1]

@@ -31,7 +31,9 @@ class Persona(NamedTuple):
     marks: list[str]
 
 
-def phrases(text: str) -> list[str]: return [p.strip() for p in text.split(";") if p.strip()]
+def phrases(text: str) -> list[str]:
+    "The phrases of a line, which semicolons separate."
+    return [p.strip() for p in text.split(";") if p.strip()]
 
 # %% ../lessons/10_identity.ipynb #26433f65
 def parse_persona(text: str) -> Persona:

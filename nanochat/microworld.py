@@ -2,11 +2,13 @@
 
 # %% auto #0
 __all__ = ['LEXICON', 'WORLD_SEED', 'PRONOUNS', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'ATTRIBUTES', 'KINDS_OF', 'SPELLED',
-           'ALPHABET', 'WRITERS', 'WEIGHTS', 'lexicon', 'plural', 'third', 'past', 'ing', 'comparative', 'superlative',
-           'adverb', 'with_article', 'people', 'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write',
-           'grammar', 'tell', 'held_colours', 'train_colours', 'cast', 'story', 'Wordings', 'wordings', 'profiles',
-           'held_people', 'plain_fact', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages',
-           'spelling_words', 'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb']
+           'ALPHABET', 'WRITERS', 'WEIGHTS', 'LETTERS', 'CHOICES', 'STORY_ASKS', 'STORY_ASKS_NEW', 'TALKS', 'CORE',
+           'CHANCE', 'lexicon', 'plural', 'third', 'past', 'ing', 'comparative', 'superlative', 'adverb',
+           'with_article', 'people', 'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write', 'grammar',
+           'tell', 'held_colours', 'train_colours', 'cast', 'story', 'Wordings', 'wordings', 'profiles', 'held_people',
+           'plain_fact', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'spelling_words', 'spelled',
+           'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'choice_prompt', 'held_numbers', 'conversations',
+           'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
 
 # %% ../lessons/00b_microworld.ipynb #aa3ce9b4
 import re
@@ -60,6 +62,7 @@ def _on_first(rule: Callable[[str], str], phrase: str) -> str:
 
 def _s(word: str) -> str:
     "Add -s as English spells it: boxes, flies, days."
+    if word.endswith("man"): return word[:-3] + "men"
     if re.search(r"(s|x|z|ch|sh)$", word): return word + "es"
     if re.search(r"[^aeiou]y$", word): return word[:-1] + "ies"
     return word + "s"
@@ -104,7 +107,7 @@ def ing(
 # %% ../lessons/00b_microworld.ipynb #9c16500d
 def _short(adjective: str) -> bool:
     "Does it take -er and -est? One syllable or an ending in -y, and no participle."
-    if re.search(r"(ed|ing|some|en|le|wn|st-?\w*ed)$|-| ", adjective): return False
+    if re.search(r"(ed|ing|some|en|le|wn|orn|ous)$|[- ]", adjective): return False
     syllables = len(re.findall(r"[aeiouy]+", re.sub(r"e$", "", adjective)))
     return syllables == 1 or (syllables == 2 and adjective.endswith("y"))
 
@@ -134,26 +137,27 @@ def adverb(
     adjective: str,
 ) -> str:
     "The adverb of an adjective: `bravely`, `happily`, `gently`."
-    if adjective.endswith("ly"): return f"in a {adjective} way"
+    if re.search("(ly|ed|ing|eat)$", adjective): return f"in {with_article(adjective)} way"
     if adjective.endswith("ic"): return adjective + "ally"
     if adjective.endswith("ll"): return adjective + "y"
     if re.search(r"[^aeiou]le$", adjective): return adjective[:-1] + "y"
-    if re.search(r"[^aeiou]y$", adjective) and len(adjective) > 4: return adjective[:-1] + "ily"
+    if re.search(r"[aeiou].*[^aeiou]y$", adjective): return adjective[:-1] + "ily"
     return adjective + "ly"
 
 def with_article(
     phrase: str,
 ) -> str:
     "The phrase with `a` or `an` before it."
-    vowel = re.match(r"[aeio]|un[^iu]|un(im|in)|u[^nstk]|hon|heir|hour", phrase, re.IGNORECASE)
-    return f"{'an' if vowel and not re.match('one|eu', phrase) else 'a'} {phrase}"
+    vowel = re.match(r"(?!eu|ew|one|u(ni[^nm]|se|su|ku|ti))[aeiou]|hon|heir|hour", phrase, re.IGNORECASE)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 # %% ../lessons/00b_microworld.ipynb #6c928749
 WORLD_SEED = 2026
 PRONOUNS = {"she": ("she", "her", "her", "girl"), "he": ("he", "him", "his", "boy")}
 FORMS = {"pl": plural, "3": third, "past": past, "ing": ing,
          "er": comparative, "est": superlative, "ly": adverb}
-POOLS = {"edibles": ("fruits", "vegetables", "foods")}
+POOLS = {"edibles": ("fruits", "vegetables", "foods"), "feelings": ("glads", "sads"),
+         "acts": ("moves", "joys", "griefs", "habits"), "deeds": ("handles", "chores")}
 
 def people(
     group: str,                # heroes, friends, people, readers or strangers
@@ -370,7 +374,7 @@ def wordings(
         if line.startswith("["): here = line[1:].split(":")[0]
         elif line and here == attribute: rows[line[0]].append(compile_line(line[2:]))
     plain = rows["="][0]
-    return Wordings(plain, (plain, plain, *rows["+"]), tuple(rows["?"]), tuple(rows["!"]))
+    return Wordings(plain, (plain, *rows["+"]), tuple(rows["?"]), tuple(rows["!"]))
 
 @cache
 def profiles() -> dict[str, dict[str, str]]:  # name -> {"she": pronoun, "pet": ..., ...}
@@ -408,15 +412,12 @@ def profile(
     out = [tell(grammar("profiles")["begin"], chooser, known)]
     for attribute in chooser.take(ATTRIBUTES, len(ATTRIBUTES)):
         who = chooser.pick((name, _upper(he)))
-        line = chooser.pick(_distinct(attribute))
+        line = chooser.pick(wordings(attribute).said)
         out.append(write(line, chooser, {"name": who, "value": facts[attribute]}))
     return " ".join([*out, tell(grammar("profiles")["end"], chooser, known)])
 
 @cache
 def _names() -> tuple[str, ...]: return tuple(profiles())
-
-@cache
-def _distinct(attribute: str) -> tuple: return wordings(attribute).said[1:]
 
 def profile_facts(
     chooser: Chooser,
@@ -447,9 +448,9 @@ def facts() -> dict[str, tuple[tuple[str, str, str], ...]]:  # kind -> ((subject
                                        frame.format(*r[:2]))) for r in rows]
     for line in _lines("kinds"):
         if not line: continue
-        kind, names = line[1:].split("] ")
+        kind, frame, names = re.split(r"\] | \| ", line[1:])
         words = [w for n in names.split() for w in word_list(n)]
-        out[kind] = [(w, kind, f"{_upper(with_article(w))} is {with_article(kind)}.") for w in words]
+        out[kind] = [(w, kind, frame.format(A=_upper(with_article(w)), W=_upper(w))) for w in words]
     return {name: tuple(rows) for name, rows in out.items()}
 
 KINDS_OF = ("fruit", "vegetable", "animal", "plant", "vehicle", "garment", "game")
@@ -496,8 +497,8 @@ def spelling_words() -> tuple[list[str], list[str]]:  # (words to train on, held
     return [w for w in words if crc32(w.encode()) % 8], held
 
 SPELLED = frozenset("""animals fruits vegetables foods foods_mass plants jobs places buildings furniture
-    vehicles clothes bodies materials games events abstracts things traits looks scenes feelings tastes
-    weathers acts deeds cares says""".split())
+    vehicles clothes bodies materials games events abstracts things traits looks scenes glads sads tastes
+    weathers moves joys griefs habits handles chores cares says""".split())
 ALPHABET = "The alphabet is " + " ".join("abcdefghijklmnopqrstuvwxyz") + "."
 
 def spelled(
@@ -573,3 +574,386 @@ def entropy_bpb(
     "The choice entropy of documents: the floor under a model's bits per byte."
     docs = list(docs)
     return sum(d.bits for d in docs) / sum(len(d.text.encode()) for d in docs)
+
+# %% ../lessons/00b_microworld.ipynb #170d5e58
+def _turn(kind: str, question: str, reply: str | list, answer: str, **more) -> dict:
+    "A conversation of one question and one reply."
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return {"messages": messages, "kind": kind, "answer": answer, **more}
+
+def _ask(chooser: Chooser, split: str, name: str, attribute: str) -> tuple[str, str]:
+    "A question about an attribute, and whether its wording is \"seen\" or, in tests only, \"new\"."
+    lines = wordings(attribute)
+    new = split == "test" and chooser.pick((True, False))
+    line = chooser.pick(lines.kept if new else lines.asked)
+    return write(line, chooser, {"name": name}), "new" if new else "seen"
+
+def _asked_people(split: str) -> list[str]:
+    "Who may be asked about: in tests only the characters held out of training."
+    return [name for name in profiles() if (name in held_people()) == (split == "test")]
+
+def _profile_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Questions about characters, answered from memory: every character and attribute in turn."
+    pairs = [(name, attribute) for name in _asked_people(split) for attribute in ATTRIBUTES]
+    while True:
+        for name, attribute in chooser.take(pairs, len(pairs)):
+            value = profiles()[name][attribute]
+            question, wording = _ask(chooser, split, name, attribute)
+            yield _turn("profile", question, plain_fact(name, attribute, value), value,
+                        name=name, attribute=attribute, wording=wording)
+
+def _fresh_group(split: str) -> tuple[tuple[str, str], ...]:
+    "Names for texts that bring their own facts: strangers occur in no training text at all."
+    return _group("strangers" if split == "test" else "readers")
+
+def _invented(chooser: Chooser, name: str, k: int) -> dict[str, str]:
+    "k attributes with invented values for somebody."
+    return {a: chooser.pick(lexicon(_LISTS[a])) for a in chooser.take(list(ATTRIBUTES), k)}
+
+def _told(name: str, facts: dict[str, str]) -> str:
+    return " ".join(plain_fact(name, a, value) for a, value in facts.items())
+
+def _read_profile(chooser: Chooser, split: str) -> dict:
+    "Three sentences about somebody unknown and a question that one of them answers."
+    name, _ = chooser.pick(_fresh_group(split))
+    facts = _invented(chooser, name, 3)
+    attribute = chooser.pick(tuple(facts))
+    question, wording = _ask(chooser, split, name, attribute)
+    value = facts[attribute]
+    return _turn("reading", f"{_told(name, facts)} {question}", plain_fact(name, attribute, value), value,
+                 wording=wording)
+
+def _read_owner(chooser: Chooser, split: str) -> dict:
+    "Two people, two things: who has which, or which colour it is."
+    (a, _), (b, _) = chooser.take(_fresh_group(split), 2)
+    x, y = chooser.take(_object_list(), 2)
+    colours = chooser.take(lexicon("colours"), 2)
+    told = f"{a} has {with_article(colours[0])} {x}. {b} has {with_article(colours[1])} {y}."
+    i = chooser.pick((0, 1))
+    name, thing, colour = (a, b)[i], (x, y)[i], colours[i]
+    question, reply, answer = chooser.pick((
+        (f"Who has the {thing}?", f"{name} has the {thing}.", name),
+        (f"What does {name} have?", f"{name} has {with_article(colour)} {thing}.", thing),
+        (f"What colour is the {thing}?", f"The {thing} is {colour}.", colour)))
+    return _turn("reading", f"{told} {question}", reply, answer, wording="seen")
+
+def _reading_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Questions that the prompt itself answers, about people who occur nowhere else."
+    while True: yield chooser.pick((_read_profile, _read_owner))(chooser, split)
+
+# %% ../lessons/00b_microworld.ipynb #e5d8ffe7
+LETTERS = ("A", "B", "C", "D")
+
+def _others(chooser: Chooser, values: Iterable[str], right: str, k: int = 3) -> list[str]:
+    "k wrong values, all different."
+    return chooser.take([v for v in values if v != right], k)
+
+def _choice_passage(chooser: Chooser, split: str) -> tuple[str, str, list[str]]:
+    "A question that a passage in the prompt answers."
+    name, _ = chooser.pick(_fresh_group(split))
+    facts = _invented(chooser, name, chooser.pick((1, 2)))
+    attribute = chooser.pick(tuple(facts))
+    question, _ = _ask(chooser, split, name, attribute)
+    right = facts[attribute]
+    return f"{_told(name, facts)} {question}", right, _others(chooser, lexicon(_LISTS[attribute]), right)
+
+def _choice_person(chooser: Chooser, split: str) -> tuple[str, str, list[str]]:
+    "A question about a character of this world."
+    name, attribute = chooser.pick(_asked_people(split)), chooser.pick(ATTRIBUTES)
+    right = profiles()[name][attribute]
+    question, _ = _ask(chooser, split, name, attribute)
+    return question, right, _others(chooser, lexicon(_LISTS[attribute]), right)
+
+def _held_word(word: str) -> bool:
+    "A fifth of the words: in choice questions they are the answer in tests only."
+    return crc32(f"choice {word}".encode()) % 5 == 0
+
+def _choice_kind(chooser: Chooser, split: str) -> tuple[str, str, list[str]]:
+    "Which of these is a fruit?"
+    kinds = chooser.take(list(KINDS_OF), 4)
+    words = [[w for w, _, _ in facts()[k] if _held_word(w) == (split == "test")] for k in kinds]
+    right, *wrong = [chooser.pick(some) for some in words]
+    return f"Which of these is {with_article(kinds[0])}?", right, wrong
+
+def _choice_sum(chooser: Chooser, split: str) -> tuple[str, str, list[str]]:
+    "A small sum; in training the two numbers never add up to a multiple of 5, in tests they do."
+    pairs = [(a, b) for a in range(2, 21) for b in range(2, 21) if ((a + b) % 5 == 0) == (split == "test")]
+    a, b = chooser.pick(pairs)
+    wrong = _others(chooser, [str(a + b + d) for d in range(-4, 10) if d and a + b + d > 0], str(a + b))
+    return f"What is {a} + {b}?", str(a + b), wrong
+
+CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _choice_person,
+           _choice_kind, _choice_kind, _choice_sum)
+
+def choice_prompt(
+    question: str,
+    options: list[str],   # at most 26
+) -> str:
+    "The prompt of a multiple-choice question, in the layout of nanochat."
+    lines = [f"- {text}={letter}" for text, letter in zip(options, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")]
+    return "\n".join([f"Multiple Choice question: {question}", *lines, "",
+                      "Respond only with the letter of the correct answer."])
+
+def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Multiple-choice questions; the right letters are dealt evenly."
+    while True:
+        for gold in chooser.take([0, 1, 2, 3], 4):
+            make = chooser.pick(CHOICES)
+            question, right, options = make(chooser, split)
+            options.insert(gold, right)
+            letter = LETTERS[gold]
+            yield _turn("choice", choice_prompt(question, options), letter, letter,
+                        letters=list(LETTERS), topic=make.__name__.removeprefix("_choice_"))
+
+# %% ../lessons/00b_microworld.ipynb #bfd0c3d7
+@cache
+def held_numbers() -> tuple[int, ...]:
+    "A fifth of the numbers 2 to 99: they occur in no word problem of any training text."
+    return tuple(sorted(Random(f"held numbers {WORLD_SEED}").sample(range(2, 100), 20)))
+
+@cache
+def _problems(section: str) -> tuple[tuple, ...]:
+    "The problems of a section: (sum, story), both compiled."
+    here, out = None, []
+    for line in _lines("problems"):
+        if line.startswith("["): here = line.strip("[]")
+        elif line and here == section: out.append(tuple(compile_line(part) for part in line.split(" | ")))
+    return tuple(out)
+
+def _value(expression: str) -> tuple[int, bool]:
+    "The value of a sum like 3*12+7-5, and whether it goes below zero on the way."
+    total, low = 0, 0
+    for sign, product in re.findall(r"([+-]?)([\d*]+)", expression):
+        term = 1
+        for factor in product.split("*"): term *= int(factor)
+        total += -term if sign == "-" else term
+        low = min(low, total)
+    return total, low < 0
+
+def _numbers_for(chooser: Chooser, split: str, expression: tuple) -> tuple[dict[str, str], str, int]:
+    "Numbers for a problem: a result from 0 to 9,801, and held-out numbers only in tests."
+    held = held_numbers()
+    pool = held if split == "test" else [n for n in range(2, 100) if n not in held]
+    while True:
+        known = {k: str(chooser.pick(pool)) for k in "abcd"}
+        text = write(expression, chooser, known)
+        value, below = _value(text)
+        if not below and value <= 9801 and (split == "test" or value not in held): return known, text, value
+
+@cache
+def _countable() -> tuple[str, ...]:
+    return tuple(w for k in ("things.pl", "edibles.pl", "animals.pl") for w in word_list(k) if " " not in w)
+
+def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
+    "Word problems of one difficulty, worked out with the calculator."
+    def talks(chooser: Chooser, split: str) -> Iterator[dict]:
+        while True:
+            new = split == "test" and chooser.pick((True, False))
+            expression, line = chooser.pick(_problems(f"{section} new" if new else section))
+            known, text, value = _numbers_for(chooser, split, expression)
+            (name, she), (friend, _) = chooser.take(_fresh_group(split), 2)
+            known |= {"name": name, "he": she, "friend": friend, "nouns": chooser.pick(_countable())}
+            reply = [{"type": "python", "text": text}, {"type": "python_output", "text": str(value)},
+                     {"type": "text", "text": f" The answer is {value}."}]
+            yield _turn(section, write(line, chooser, known), reply, str(value), expression=text,
+                        wording="new" if new else "seen")
+    return talks
+
+# %% ../lessons/00b_microworld.ipynb #27da139b
+STORY_ASKS = ("Tell me a story about {0} and {1}.", "Please write a story about {0} and {1}.",
+              "I would like a story about {0} and {1}.", "Can you tell a story about {0} and {1}?")
+STORY_ASKS_NEW = ("Let me hear a story about {0} and {1}.",)
+
+def _story_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Wishes for a story; in tests about a thing in a colour that it never had before."
+    while True:
+        hero, kind = chooser.pick(_group("heroes")), chooser.pick(_object_list())
+        colour = chooser.pick(held_colours(kind) if split == "test" else train_colours(kind))
+        asks = STORY_ASKS + STORY_ASKS_NEW if split == "test" else STORY_ASKS
+        question = chooser.pick(asks).format(hero[0], with_article(f"{colour} {kind}"))
+        yield _turn("story", question, story(chooser, hero, (kind, colour)), "",
+                    hero=hero[0], object=kind, colour=colour)
+
+@cache
+def _smalltalk() -> tuple[tuple[tuple[str, ...], ...], ...]:
+    "Groups of small talk: (what people say, what only test people say, good replies)."
+    groups, new = [], True
+    for line in _lines("smalltalk"):
+        if line and new: groups.append({"?": [], "!": [], "=": []})
+        if line: groups[-1][line[0]].append(line[2:])
+        new = not line
+    return tuple(tuple(tuple(g[mark]) for mark in "?!=") for g in groups)
+
+def _small_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Greetings, thanks and the like."
+    while True:
+        asks, kept, replies = chooser.pick(_smalltalk())
+        reply = chooser.pick(replies)
+        yield _turn("smalltalk", chooser.pick(kept if split == "test" else asks), reply, reply)
+
+TALKS: dict[str, Callable[[Chooser, str], Iterator[dict]]] = {
+    "profile": _profile_talks, "reading": _reading_talks, "choice": _choice_talks, "story": _story_talks,
+    "smalltalk": _small_talks, **{k: _problem_talks(k) for k in ("word1", "word2", "word3")}}
+
+def conversations(
+    kind: str,               # a key of TALKS
+    n: int,                  # how many
+    seed: int,
+    *,
+    split: str = "train",    # or "test", which asks only for what training held out
+) -> list[dict]:             # {"messages": [...], "kind": ..., "answer": ..., more by kind}
+    "Conversations of one kind, the same for the same seed. Raises `UserError` for an unknown kind or split."
+    if kind not in TALKS: raise UserError(f"no conversations of kind {kind!r}; kinds: {', '.join(TALKS)}")
+    if split not in ("train", "test"): raise UserError(f"split {split!r} is neither 'train' nor 'test'")
+    return list(islice(TALKS[kind](Chooser(f"conversations {kind} {split} {seed}"), split), n))
+
+def general_prompts(
+    n: int,
+    seed: int = 0,
+    split: str = "train",    # or "test": other wordings
+) -> list[str]:
+    "Ordinary requests; none of them asks who answers."
+    chooser = Chooser(f"prompts {split} {seed}")
+    return [tell(grammar("prompts")[split], chooser, {}) for _ in range(n)]
+
+# %% ../lessons/00b_microworld.ipynb #cb00ed7c
+def story_openings(
+    n: int,
+    seed: int = 0,
+) -> list[dict]:    # {"opening", "hero", "object", "colour"}
+    "First sentences for the model to go on from, with colours that the thing never had in training."
+    chooser, out = Chooser(f"openings {seed}"), []
+    for _ in range(n):
+        kind = chooser.pick(_object_list())
+        known = cast(chooser, thing=(kind, chooser.pick(held_colours(kind))))
+        opening = tell(grammar("stories")["opening"], chooser, known)
+        out.append({"opening": opening, **{k: known[k] for k in ("hero", "object", "colour")}})
+    return out
+
+@cache
+def _singular() -> dict[str, str]:
+    "Every object and its plural, mapped to the object."
+    return {form: word for word in objects() for form in (word, plural(word))}
+
+@cache
+def _name_set(group: str) -> frozenset[str]: return frozenset(name for name, _ in people(group))
+
+def judge_story(
+    text: str,       # the whole story, opening included
+    hero: str,
+    object: str,
+    colour: str,
+) -> dict:           # object, colour, name, friend: bool; words: int; ok: bool
+    """Does a story keep its thing, its colour and its people?
+
+    The object and the hero are named at least twice; no other object, colour or name occurs; every colour word
+    stands before the object; there is exactly one friend. `ok` also asks for 40 words."""
+    words = re.findall(r"[A-Za-z]+", text)
+    colours = set(lexicon("colours"))
+    seen = [_singular()[w] for w in words if w in _singular()]
+    painted = [(w, after) for w, after in zip(words, [*words[1:], ""]) if w in colours]
+    friends = set(words) & _name_set("friends")
+    names = {w for w in re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text)} | set(words) & _name_set("heroes")
+    calendar = {*lexicon("weekdays"), *lexicon("months")}
+    got = {"object": set(seen) == {object} and len(seen) > 1 and all(after == object for _, after in painted),
+           "colour": {c for c, _ in painted} == {colour},
+           "name": words.count(hero) > 1 and names - friends - calendar == {hero},
+           "friend": len(friends) == 1 and hero not in friends, "words": len(words)}
+    return got | {"ok": all(got[k] for k in ("object", "colour", "name", "friend")) and len(words) >= 40}
+
+def corrupt_story(
+    text: str,
+    seed: int = 0,
+) -> str:
+    "The story with one later mention of its hero, object or colour swapped for another: food for the judge."
+    chooser = Chooser(f"corrupt {seed}")
+    sets = {"hero": _name_set("heroes"), "object": frozenset(objects()), "colour": frozenset(lexicon("colours"))}
+    spots = [(m, k) for m in re.finditer(r"[A-Za-z]+", text) for k, some in sets.items() if m[0] in some]
+    first = {k: m.start() for m, k in reversed(spots)}
+    match, kind = chooser.pick([(m, k) for m, k in spots if m.start() != first[k]])
+    other = chooser.pick(sorted(sets[kind] - {match[0]}))
+    return text[:match.start()] + other + text[match.end():]
+
+# %% ../lessons/00b_microworld.ipynb #64a8bc95
+def _mc(query: str, right: str, wrong: list[str], gold: int) -> dict:
+    return {"query": query, "choices": [*wrong[:gold], right, *wrong[gold:]], "gold": gold}
+
+def _core_profile(attribute: str) -> Callable[[Chooser, int], dict]:
+    "`Petra keeps a` and four pets."
+    def row(chooser: Chooser, i: int) -> dict:
+        name = chooser.pick(_names())
+        value = profiles()[name][attribute]
+        start = plain_fact(name, attribute, "\n").split("\n")[0].strip()
+        return _mc(start, value + ".", [v + "." for v in _others(chooser, lexicon(_LISTS[attribute]), value)], i % 4)
+    return row
+
+def _core_fact(kind: str) -> Callable[[Chooser, int], dict]:
+    "`The opposite of hot is` and four answers of the same kind of fact."
+    def row(chooser: Chooser, i: int) -> dict:
+        subject, value, sentence = chooser.pick(facts()[kind])
+        wrong = _others(chooser, sorted({v for s, v, _ in facts()[kind] if s != subject} - {subject}), value)
+        return _mc(sentence.removesuffix(f" {value}."), value + ".", [w + "." for w in wrong], i % 4)
+    return row
+
+def _core_kind(chooser: Chooser, i: int) -> dict:
+    "`A plum is a` and four kinds."
+    kind = chooser.pick([k for k in KINDS_OF if k != "animal"])
+    subject, _, sentence = chooser.pick(facts()[kind])
+    wrong = _others(chooser, [k for k in KINDS_OF if k != "animal"], kind)
+    return _mc(sentence.removesuffix(f" {kind}."), kind + ".", [w + "." for w in wrong], i % 4)
+
+def _fresh_story(chooser: Chooser) -> tuple[str, str, str, str]:
+    "A story with a thing in a new colour: text, hero, object, colour."
+    hero, kind = chooser.pick(_group("heroes")), chooser.pick(_object_list())
+    colour = chooser.pick(held_colours(kind))
+    return story(chooser, hero, (kind, colour)), hero[0], kind, colour
+
+def _cut(text: str, word: str) -> tuple[str, str]:
+    "The text before the last mention of a word, and from there to the end of its sentence."
+    start = [m.start() for m in re.finditer(rf"\b{word}\b", text)][-1]
+    return text[:start].rstrip(), re.match(r"[^.!?]*", text[start:])[0]
+
+def _core_schema(chooser: Chooser, i: int, which: int) -> dict:
+    "Two stories that differ in one word, and one way to go on."
+    tale = _fresh_story(chooser)
+    word = tale[which]
+    context, rest = _cut(tale[0], word)
+    she = dict(people("heroes"))
+    others = ([n for n in she if she[n] == she[tale[1]]], list(objects()))[which - 1]
+    false = re.sub(rf"\b{word}\b", _others(chooser, others, word, 1)[0], context)
+    return {"context_options": [context, false][::-1 if i % 2 else 1], "continuation": rest, "gold": i % 2}
+
+def _core_word(chooser: Chooser, i: int, which: int) -> dict:
+    "A story up to the last mention of its hero, object or colour; the word is to be said."
+    tale = _fresh_story(chooser)
+    return {"context": _cut(tale[0], tale[which])[0], "continuation": tale[which]}
+
+def _core_answer(chooser: Chooser, i: int) -> dict:
+    "A fact of the world without its last word."
+    subject, value, sentence = chooser.pick(facts()[chooser.pick(("opposite", "young", "sound", "next"))])
+    start, _, last = sentence.removesuffix(".").rpartition(" ")
+    return {"context": start, "continuation": last}
+
+CORE: dict[str, tuple[str, Callable[[Chooser, int], dict]]] = {
+    "world_pets": ("multiple_choice", _core_profile("pet")),
+    "world_jobs": ("multiple_choice", _core_profile("work")),
+    "world_opposites": ("multiple_choice", _core_fact("opposite")),
+    "world_kinds": ("multiple_choice", _core_kind),
+    "story_who": ("schema", lambda chooser, i: _core_schema(chooser, i, 1)),
+    "story_what": ("schema", lambda chooser, i: _core_schema(chooser, i, 2)),
+    "story_hero": ("language_modeling", lambda chooser, i: _core_word(chooser, i, 1)),
+    "story_thing": ("language_modeling", lambda chooser, i: _core_word(chooser, i, 2)),
+    "world_facts": ("language_modeling", _core_answer)}
+CHANCE = {"multiple_choice": 25.0, "schema": 50.0, "language_modeling": 0.0}
+
+def core_tasks(
+    n: int = 200,     # rows of each task
+    seed: int = 0,
+) -> list[dict]:      # {"label", "type", "rows", "shots", "delimiter", "baseline" in percent}
+    "The world's own CORE: nine tasks of the three types, in the row format of the evaluation bundle."
+    out = []
+    for label, (kind, make) in CORE.items():
+        chooser = Chooser(f"core {label} {seed}")
+        out.append({"label": label, "type": kind, "rows": [make(chooser, i) for i in range(n)],
+                    "shots": 0, "delimiter": " ", "baseline": CHANCE[kind]})
+    return out

@@ -3,14 +3,14 @@
 # %% auto #0
 __all__ = ['sft_rows', 'sft']
 
-# %% ../lessons/06_sft.ipynb #e826dd59
+# %% ../lessons/06_sft.ipynb #6c65b807
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from .data import Rows, pack_conversations
 from .midtrain import train_on_rows
 
-# %% ../lessons/06_sft.ipynb #4a899cc0
+
 def sft_rows(
     tokenizer,
     conversations: Iterable[dict],  # {"messages": [...]}

@@ -24,7 +24,8 @@ def final_number(
     text: str,       # a decoded completion, tool calls included
 ) -> str | None:     # "19", "-3", "2.5"; None when there is no number
     "The last number after the last tool output, without thousands separators or a final dot."
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text.rsplit(OUTPUT_END, 1)[-1])
+    said = text.rsplit(OUTPUT_END, 1)[-1]
+    found = re.findall(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?", said)    # 5-3: a minus, no sign
     return found[-1].replace(",", "") if found else None
 
 # %% ../lessons/04a_tasks.ipynb #9a28d1c4
@@ -68,13 +69,8 @@ class Task:
         kind: str = "generative",
         baseline: float = 0.0,
     ):
-        self.name, self.rows, self.grade, self.kind, self.baseline = (
-            name,
-            rows,
-            grade,
-            kind,
-            baseline,
-        )
+        self.name, self.rows = name, rows
+        self.grade, self.kind, self.baseline = grade, kind, baseline
 
     def __len__(self) -> int: return len(self.rows)
 

@@ -96,6 +96,7 @@ def make_tool(
     python_end = tokenizer.python_end
 
     def tool(tokens: Sequence[int]) -> list[int] | None:
+        "Tokens to force after `tokens`, or None."
         if not tokens or tokens[-1] != python_end: return None
         expression = call_text(tokenizer, tokens)
         result = None if expression is None else calculate(expression)

@@ -113,6 +113,10 @@ def until(condition, seconds=60):
 def test_send_stream_stop_send(lab, page):
     page.goto(lab)
     page.wait_for_selector(".jp-Notebook", timeout=60_000)
+    choose = page.get_by_role("button", name="Select", exact=True)               # Lab sometimes asks which kernel
+    until(lambda: choose.is_visible() or page.get_by_text("| Idle").is_visible())
+    if choose.is_visible(): choose.click()
+    until(lambda: page.get_by_text("| Idle").is_visible())
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     box = page.locator(".widget-text input")

@@ -1,10 +1,14 @@
 """`make check` names each way in which the parts of the house can fall out of step, and writes nothing."""
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 import pytest
@@ -17,16 +21,33 @@ LESSONS = {
     "00a_first": ["#| default_exp first", "#| export\ndef one(): return 1", "one()"],
     "01_second": ["#| default_exp second", "#| export\nfrom nanochat.first import one\n\ndef two(): return one() + 1"],
     "02_third": ["#| default_exp third", "#| export\ndef triple(x): return 3 * x", "from nanochat.second import two\ntwo()"],
+    "02a_none": ["from nanochat.third import triple\ntriple(2)"],
     "12_roof": ["#| default_exp __main__", "#| export\nfrom importlib import import_module\n\n"
                 "def serve(): return import_module('nanochat.late')"],
     "12a_late": ["#| default_exp late", "#| export\nfrom nanochat.third import triple"],
 }
 
 
-def run(house: Path, tool: str, *names: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([sys.executable, "-B", f"tools/{tool}.py", *names], cwd=house, env=environment,
-                          capture_output=True, text=True)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(house: Path, tool: str, *names: str) -> Done:
+    "Run a tool of a house in this process: starting Python and nbdev anew for each would take minutes."
+    here, path, out, err = Path.cwd(), list(sys.path), io.StringIO(), io.StringIO()
+    try:
+        sys.path.insert(0, str(house / "tools"))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            module = import_module(tool)
+            code = module.main(*([list(names)] if tool == "sync" else []))
+    except SystemExit as stop: code = 1 if isinstance(stop.code, str) else stop.code
+    finally:
+        os.chdir(here)
+        sys.path[:] = path
+        for name in TOOLS: sys.modules.pop(name.removesuffix(".py"), None)
+    return Done(code or 0, out.getvalue(), err.getvalue())
 
 
 def write_twin(house: Path, name: str, cells: list[str]) -> None:
@@ -35,7 +56,7 @@ def write_twin(house: Path, name: str, cells: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    "A house of six tiny lessons with the project's own configuration and tools."
+    "A house of tiny lessons, two of which export nothing, with the project's own configuration and tools."
     house = tmp_path_factory.mktemp("built")
     for name in CONFIG: shutil.copy(ROOT / name, house / name)
     for folder in ("tools", "lessons/text", "nanochat", "exercises"): (house / folder).mkdir(parents=True)
@@ -75,6 +96,12 @@ def only(house: Path, *words: str) -> None:
 def test_a_house_in_order_passes_and_nothing_is_written(house):
     before = state(house)
     assert found(house) == [] and state(house) == before
+
+
+def test_as_a_program_it_exits_with_1_and_says_the_same(house):
+    (house / "nanochat" / "extra.py").write_text("")
+    done = subprocess.run([sys.executable, "-B", house / "tools" / "check.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (1, found(house), "")
 
 
 def test_file_times_and_outputs_play_no_part(house):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -98,9 +99,9 @@ def test_merges_equal_hugging_face(seed):
     assert list(train_bpe(texts, 340)) == slow_train(texts, 340)
 
 
-def test_merges_of_a_text_without_ties_are_those_of_hand():
-    assert list(train_bpe(["aaaa aaaa aaab"], 259))[256:] == [b"aa", b" aa", b"aaaa"] or \
-        list(train_bpe(["aaaa aaaa aaab"], 259))[256:] == slow_train(["aaaa aaaa aaab"], 259)[256:]
+def test_the_textbook_example():
+    "aaabdaaabac of Gage (1994): first aa, then ab, then their union."
+    assert list(train_bpe(["aaabdaaabac"], 259))[256:] == [b"aa", b"ab", b"aaab"]
 
 
 def test_ties_go_to_the_smaller_pair():
@@ -163,22 +164,18 @@ def test_ids_equal_a_slow_encoder_and_round_trip(seed):
 
 
 def test_both_split_engines_agree_on_every_character():
-    "Training splits with `regex`, encoding with tiktoken's engine: they must cut alike around any character."
-    plain = tiktoken.Encoding("bytes", pat_str=SPLIT_PATTERN, special_tokens={},
-                              mergeable_ranks={bytes([b]): b for b in range(256)})
+    """Training splits with `regex`, encoding with tiktoken's engine: they must cut alike around any character that
+    this Python's Unicode knows (the engines' own tables are of different years)."""
     split = regex.compile(SPLIT_PATTERN)
-    points = [c for c in range(0x11000) if not 0xD800 <= c < 0xE000] + list(range(0x1F000, 0x1FB00))
-    for start in range(0, len(points), 64):
-        text = "".join(f"a{c}b '{c} 1{c}2 {c}{c}\n" for c in map(chr, points[start:start + 64]))
-        pieces = split.findall(text)
-        ends = {p.encode() for p in pieces}
-        assert "".join(pieces) == text
+    known = [chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
+    for start in range(0, len(known), 512):
+        text = "".join(f"a{c}b '{c} 1{c}2 {c}{c}\n" for c in known[start:start + 512])
+        pieces = [piece.encode() for piece in split.findall(text)]
         ranks = {bytes([b]): b for b in range(256)}
-        for token in sorted(e for e in ends if len(e) > 1): ranks[token] = len(ranks)
+        for piece in pieces: ranks.setdefault(piece, len(ranks))
         whole = tiktoken.Encoding("pieces", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
-        assert [whole.decode_single_token_bytes(i) for i in whole.encode_ordinary(text)] == [p.encode() for p in pieces], \
-            f"around U+{points[start]:04X}"
-    assert plain.n_vocab == 256
+        ids = whole.encode_ordinary(text)
+        assert [whole.decode_single_token_bytes(i) for i in ids] == pieces, f"near U+{ord(known[start]):04X}"
 
 
 def test_typed_specials_never_become_special_ids(tok):
@@ -211,11 +208,11 @@ def test_half_a_surrogate_pair_is_replaced_as_tiktoken_does(tok):
     assert train_bpe([broken] * 2, 260) == train_bpe([fixed] * 2, 260)
 
 
-def test_two_million_spaces_do_not_panic(tok):
+def test_a_million_spaces_do_not_panic(tok):
     "tiktoken's own call ends in a panic here, which is no Exception and would kill a server."
-    text = "x" + " " * 2_000_000 + "y"
-    assert tok.decode(tok.encode(text)) == text
-    assert tok.encode_batch([text, "hi"]) == [tok.encode(text), tok.encode("hi")]
+    text = "x" + " " * 1_200_000 + "y"
+    ids, hi = tok.encode_batch([text, "hi"])
+    assert tok.decode(ids) == text and hi == tok.encode("hi")
 
 
 def test_long_and_short_way_of_encoding_agree(tok, monkeypatch):

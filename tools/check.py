@@ -3,9 +3,10 @@
 Exports into a temporary folder and compares; writes nothing in the project, and ignores outputs and file times.
 """
 import ast
+import contextlib
+import io
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -14,6 +15,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 sys.dont_write_bytecode = True
+import make_exercises
 import nbformat
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -60,8 +62,9 @@ def package() -> Iterator[str]:
     want, owner = exported(), {}
     for book in lessons():
         name = module_of(book)
+        if name is None: continue
         if name in owner: yield f"{book.name}: module {name} is exported by {owner[name]} already"
-        owner.setdefault(name, book.name)
+        else: owner[name] = book.name
     have = {p.name: p.read_text(encoding="utf-8") for p in PACKAGE.glob("*.py") if p.name not in NOT_EXPORTED}
     for name in sorted(want.keys() | have.keys()):
         if name in NOT_EXPORTED: continue
@@ -90,11 +93,11 @@ def twins() -> Iterator[str]:
 
 def exercises() -> Iterator[str]:
     "What the generator of exercises finds stale."
-    run = subprocess.run([sys.executable, "-B", ROOT / "tools" / "make_exercises.py", "--check"], cwd=ROOT,
-                         capture_output=True, text=True)
-    if run.returncode == 0: return
-    said = [line for line in (run.stdout + run.stderr).splitlines() if line.strip()]
-    yield f"exercises: {said[-1] if said else 'the generator failed'}; run `make sync`"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said): bad = make_exercises.main(["--check"])
+    except SystemExit as stop: bad = stop.code
+    if bad: yield f"exercises: {bad if isinstance(bad, str) else ' '.join(said.getvalue().split())}; run `make sync`"
 
 
 # -- order of imports ----------------------------------------------------------------------------------------------

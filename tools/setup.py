@@ -162,7 +162,7 @@ def make_venv(env, python):
     if (version_of(python_of(env)) or (0, 0)) < OLDEST:
         if not can_make_venv(python):
             raise Problem("this Python has no venv module: install it (Debian, Ubuntu: `apt install python3-venv`) and run this again")
-        say("making .venv (about 5 GB on Linux, where PyTorch brings CUDA; some 20 seconds on a fast line) ...")
+        say("making .venv: a download of 3 GB on Linux, where PyTorch brings CUDA, and 5.4 GB on disk ...")
         call([python, "-m", "venv", "--clear", env], "the virtual environment could not be made; is the disk full?")
     if not (programs(env) / ("uv.exe" if WINDOWS else "uv")).is_file():
         call([python_of(env), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "uv"],
@@ -175,7 +175,7 @@ def install(env, target):
     pins = ["-c", "constraints.txt", "-b", "constraints.txt"]
     extras = "[%s]" % ",".join(EXTRAS[target]) if EXTRAS[target] else ""
     call(uv + pins + ["-e", "." + extras],
-         "the packages could not be installed: is there a network, and 6 GB of disk? Run the same command again to go on")
+         "the packages could not be installed: is there a network, and 6 GB of free disk? Run the same command again to go on")
 
 
 def check_conda(env):

@@ -7,12 +7,12 @@ made from their text, so that two people who run this get the same file; old cel
 import hashlib
 import os
 import re
-import subprocess
 import sys
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import jupytext
+import make_exercises
 import nbformat
 from jupytext.config import load_jupytext_config
 
@@ -126,8 +126,7 @@ def sync_all(stems: list[str]) -> None:
         module.unlink()
     for book in [*BOOKS.glob("*.ipynb"), *(ROOT / "solutions").glob("*.ipynb")]:
         if clean(book): print(f"{book.name}: metadata cleaned")
-    if subprocess.run([sys.executable, ROOT / "tools" / "make_exercises.py"], cwd=ROOT).returncode:
-        raise SystemExit("sync: the exercises could not be written")
+    make_exercises.main([])
 
 
 def sync_one(stem: str) -> None:

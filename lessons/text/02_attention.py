@@ -148,7 +148,8 @@ def attend(
     B, H, T, D = q.shape
     G, S = k.shape[1], k.shape[2]
     if mask is None: mask = causal_mask(T, q.device)
-    dtype, q = q.dtype, (q * D**-0.5).to(k.dtype).reshape(B, G, H // G * T, D)     # a cache may hold fp32
+    dtype = q.dtype                                      # a cache may hold keys and values in fp32
+    q = (q * D**-0.5).to(k.dtype).reshape(B, G, H // G * T, D)
     scores = (q @ k.transpose(-2, -1)).view(B, G, H // G, T, S)
     weights = scores.masked_fill(~mask.unsqueeze(-3), float("-inf")).softmax(dim=-1)
     return (weights.view(B, G, H // G * T, S) @ v).view(B, H, T, D).to(dtype)
@@ -191,7 +192,7 @@ print("equal for all three masks:", attend_sdpa(q, k, v).shape)
 # %%
 #| export
 def attend_on(device: torch.device) -> Callable:
-    "The form of attention that is fast on a device: plain products on a CPU, the fused kernel elsewhere."
+    "The form that is fast on a device: plain products on a CPU, the fused kernel elsewhere."
     return attend if device.type == "cpu" else attend_sdpa
 
 
@@ -363,8 +364,9 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if n_embd % n_head or n_head % n_kv_head or n_embd // n_head % 2:
-            raise UserError(f"{n_head} heads with {n_kv_head} key/value heads do not fit width {n_embd}; "
-                            "heads must divide the width, key/value heads the heads, and the head size be even")
+            raise UserError(f"{n_head} heads with {n_kv_head} key/value heads do not fit width "
+                            f"{n_embd}: heads must divide the width, key/value heads the heads, "
+                            "and the head size must be even")
         self.layer, self.head_dim = layer, n_embd // n_head
         self.c_q = Linear(n_embd, n_embd)
         self.c_k = Linear(n_embd, n_kv_head * self.head_dim)

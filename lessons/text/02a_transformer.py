@@ -86,7 +86,8 @@ class GPTConfig:
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} = {value!r}; it must be a whole number of at least 1")
         if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
-            raise UserError(f"{self.n_head} heads do not fit width {self.n_embd}: the head size must be whole and even")
+            raise UserError(f"{self.n_head} heads do not fit width {self.n_embd}: "
+                            "the head size must be whole and even")
         if self.n_head % self.n_kv_head:
             raise UserError(f"{self.n_kv_head} key/value heads do not divide {self.n_head} heads")
         self._check_window()
@@ -95,7 +96,8 @@ class GPTConfig:
         if self.window is None: return
         self.window = tuple(self.window)       # a list when it comes from JSON
         if len(self.window) != self.n_layer or any(w is not None and w < 1 for w in self.window):
-            raise UserError(f"window {self.window} must hold {self.n_layer} entries, each None or at least 1")
+            raise UserError(f"window {self.window} must hold {self.n_layer} entries, "
+                            "each None or at least 1")
 
     @property
     def head_dim(self) -> int:
@@ -117,7 +119,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "GPTConfig":
-        "The configuration that `to_dict` wrote; raises `UserError` when keys are missing or unknown."
+        "What `to_dict` wrote; raises `UserError` when keys are missing or unknown."
         names, needed = {f.name for f in fields(cls)}, {f.name for f in fields(cls)} - {"window"}
         if not needed <= values.keys() <= names:
             raise UserError(f"model sizes must be {sorted(needed)}, found {sorted(values)}")
@@ -144,17 +146,20 @@ def config_for(
     seq_len: int,                 # tokens
     head_dim: int | None = None,  # 128 unless given
     kv_heads: int | None = None,  # as many as query heads unless given
-    window: tuple | None = None,  # pattern of windows, repeated over the layers; the last layer sees all
+    window: tuple | None = None,  # windows, repeated over the layers; the last layer sees all
 ) -> GPTConfig:
     """Sizes by depth: width 64 x depth rounded up to whole heads (nanochat's rule).
 
     Raises `UserError` for values that make no model."""
     head_dim = 128 if head_dim is None else head_dim
-    if depth < 1 or head_dim < 1: raise UserError(f"depth {depth} and head size {head_dim} must be at least 1")
+    if depth < 1 or head_dim < 1:
+        raise UserError(f"depth {depth} and head size {head_dim} must be at least 1")
     n_head = -(-64 * depth // head_dim)      # rounded up
-    if window is not None: window = tuple(window[i % len(window)] for i in range(depth - 1)) + (None,)
-    return GPTConfig(vocab_size=vocab_size, seq_len=seq_len, n_layer=depth, n_head=n_head, window=window,
-                     n_kv_head=n_head if kv_heads is None else kv_heads, n_embd=n_head * head_dim)
+    if window is not None:
+        window = tuple(window[i % len(window)] for i in range(depth - 1)) + (None,)
+    return GPTConfig(vocab_size=vocab_size, seq_len=seq_len, n_layer=depth, n_head=n_head,
+                     n_kv_head=n_head if kv_heads is None else kv_heads,
+                     n_embd=n_head * head_dim, window=window)
 
 
 # %%
@@ -194,7 +199,7 @@ print(sum(p.numel() for p in mlp.parameters()), "weights = 8 C^2")
 # %%
 #| export
 class Block(nn.Module):
-    "One layer: attention, then the MLP; each reads a normalised copy and adds to the residual stream."
+    "One layer: attention, then MLP; each reads a normalised copy and adds to the stream."
     def __init__(self,
         config: GPTConfig,
         layer: int,         # index of this layer
@@ -260,7 +265,8 @@ def next_token_loss(
     reduction: str = "mean",  # or "none"
 ) -> Tensor:                  # a number, or (B, T) with 0 where not counted
     "Cross entropy in nats. The mean is over counted targets, and 0 where there are none."
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
+                             reduction="none")
     if reduction == "none": return losses.view_as(targets)      # (B, T)
     return losses.sum() / (targets != -1).sum().clamp(min=1)
 
@@ -299,10 +305,10 @@ class GPT(nn.Module):
     def forward(self,
         idx: Tensor,                    # (B, T) tokens
         targets: Tensor | None = None,  # (B, T) next tokens; -1: not counted
-        reduction: str = "mean",        # of the loss over counted targets, or "none" for (B, T) losses
+        reduction: str = "mean",        # of the loss, or "none" for (B, T) losses
         cache=None,                     # keys and values of earlier tokens, as in lesson 08
-    ) -> Tensor:                        # (B, T, V) fp32 logits, or the loss in nats when targets are given
-        "Logits of the next token at every position, or the loss. Raises `UserError` beyond the rotary tables."
+    ) -> Tensor:                        # (B, T, V) fp32 logits; with targets the loss in nats
+        "Logits of the next tokens, or the loss. Raises `UserError` beyond the rotary tables."
         logits = self.logits(self.features(idx, cache))
         return logits if targets is None else next_token_loss(logits, targets, reduction)
 
@@ -332,8 +338,8 @@ def places(self: GPT,
     "Where the tokens stand: rotary angles and who sees whom. Raises `UserError` beyond the tables."
     T, windows = idx.shape[1], self.config.windows()
     if (T if cache is None else cache.reach(T)) > self.config.max_len:
-        raise UserError(f"the text is longer than {self.config.max_len} tokens, all that this model "
-                        f"can read (trained on {self.config.seq_len}); give it less")
+        raise UserError(f"the text is longer than {self.config.max_len} tokens, all that this "
+                        f"model can read (trained on {self.config.seq_len}); give it less")
     if cache is None:
         masks = {w: None if w is None else window_mask(T, w, idx.device) for w in set(windows)}
         return (self.cos[:T], self.sin[:T]), [masks[w] for w in windows]
@@ -352,7 +358,7 @@ def places(self: GPT,
 def init_weights(self: GPT,
     seed: int = 0,  # same seed, same weights (on the same kind of device)
 ) -> None:
-    """Give every weight its first value: scaled normal, and zero for what writes to the residual stream.
+    """Give every weight its first value: scaled normal; zero for what writes to the stream.
 
     Does nothing on the meta device. Rotary tables are (re)built here too, because a model that was
     constructed on meta has none."""

@@ -14,6 +14,9 @@
 #
 # You have read 01 (tokens) and 02a (what the model takes in). Reading takes 25 minutes, doing 40, computing a few seconds.
 
+# %%
+#| default_exp data
+
 # %% [markdown]
 # ## A row that begins in the middle
 #
@@ -29,9 +32,6 @@ for row in range(0, len(stream) - 7, 8): print(*stream[row : row + 8])
 # Only the first row begins with a 0. In the others the model has to predict the middle of a story whose beginning it was never
 # shown: "she gave it back to him", and nobody knows who. It learns to guess from nothing, and you pay for it in every
 # step. We will do better. First, the imports of the module.
-
-# %%
-#| default_exp data
 
 # %%
 #| export

@@ -60,7 +60,7 @@ settings = [("T = 1", logits), ("T = 0.5", logits / 0.5), ("T = 2", logits / 2),
             ("T = 1, top 3", logits.where(logits >= 1, -torch.inf))]
 for ax, (title, z) in zip(axes, settings):
     ax.bar(range(7), z.softmax(-1))
-    ax.set(title=title, xlabel="token")
+    ax.set(title=title, xlabel="token", xticks=range(7))
 axes[0].set_ylabel("probability")
 figure(fig, caption="What temperature and top-k do to the odds of seven tokens.",
        alt="Four bar charts. At temperature 1 the first two of seven tokens have about 0.5 and 0.3; at 0.5 they share nearly "
@@ -88,17 +88,18 @@ def pick(
     temperature: float = 1.0,   # 0: always the likeliest token
     top_k: int | None = None,   # keep only the k likeliest; None or 0: all
 ) -> Tensor:                    # (B,) tokens
-    """Turn one uniform number per row into one token per row, by the inverse of the cumulative probabilities.
+    """One token per row from one uniform number per row: the inverse of cumulative probabilities.
 
     Raises `UserError` for a negative temperature or top-k."""
     if temperature < 0 or (top_k or 0) < 0:
         raise UserError(f"temperature {temperature} and top-k {top_k} must not be negative")
     if temperature == 0: return logits.argmax(dim=-1)
-    values, tokens = logits.float().topk(min(top_k, logits.shape[-1])) if top_k else (logits.float(), None)
+    values, tokens = logits.float(), None
+    if top_k: values, tokens = values.topk(min(top_k, logits.shape[-1]))
     peak = values.amax(dim=-1, keepdim=True)
-    sums = ((values - peak) / temperature).exp().cumsum(dim=-1)     # (B, k), not yet divided by the total
+    sums = ((values - peak) / temperature).exp().cumsum(dim=-1)     # (B, k), not normalised
     u = u.to(sums).clamp(max=1 - 2**-24)                            # below 1 in fp32 too
-    slot = torch.searchsorted(sums, u[:, None] * sums[:, -1:], right=True)     # (B, 1), first sum above
+    slot = torch.searchsorted(sums, u[:, None] * sums[:, -1:], right=True)  # (B, 1)
     return (slot if tokens is None else tokens.gather(1, slot)).squeeze(1)
 
 
@@ -182,15 +183,16 @@ class Rows:
         seed: int = 0,
         tool: Callable | None = None,  # row tokens -> tokens to force next, or None
     ):
-        if any(len(p) == 0 for p in prompts): raise UserError("a prompt is empty; begin it with <|bos|>")
+        if not all(map(len, prompts)): raise UserError("a prompt is empty; begin it with <|bos|>")
         self.stop, self.tool, self.budget = stop, tool, max_new_tokens
         self.tokens = [list(p) for p in prompts]
         self.sampled: list[list[bool]] = [[] for _ in prompts]
         self.forced: list[list[int]] = [[] for _ in prompts]       # waiting, next one last
         self.count = [0] * len(prompts)                            # tokens sampled so far
         self.live = list(range(len(prompts))) if max_new_tokens > 0 else []
-        self.draws = np.stack([np.random.default_rng((seed % 2**64, r)).random(max(max_new_tokens, 1))
-                               for r in range(len(prompts))]) if prompts else np.zeros((0, 1))
+        self.draws = np.zeros((len(prompts), max(max_new_tokens, 1)))
+        for r, draws in enumerate(self.draws):
+            draws[:] = np.random.default_rng((seed % 2**64, r)).random(len(draws))
 
     def uniforms(self, rows: list[int]) -> Tensor:
         "(rows,) the number in [0, 1) that each of these rows draws with next."
@@ -245,7 +247,7 @@ def pad_right(
     rows: list[list[int]],  # token lists of any length
     device=None,
 ) -> Tensor:                # (B, longest), shorter rows filled with 0
-    "One tensor of many rows. Causal attention never looks right, so the filling changes no earlier position."
+    "One tensor of many rows. Causal attention never looks right, so the filling changes nothing."
     longest = max(map(len, rows))
     return torch.tensor([r + [0] * (longest - len(r)) for r in rows], device=device)
 
@@ -276,7 +278,8 @@ def make_sampler(
 
     @torch.inference_mode()
     def sampler(prompts: list[list[int]], *, max_new_tokens: int, temperature: float = 1.0,
-                top_k: int | None = None, seed: int = 0, tool: Callable | None = None) -> list[Sample]:
+                top_k: int | None = None, seed: int = 0,
+                tool: Callable | None = None) -> list[Sample]:
         rows = Rows(prompts, stop, max_new_tokens, seed, tool)
         while live := rows.live:
             texts = [rows.tokens[r] for r in live]

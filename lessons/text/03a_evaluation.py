@@ -750,7 +750,7 @@ folder = Path(tempfile.mkdtemp())
 with gzip.open(folder / "a.jsonl.gz", "wt", encoding="utf-8") as f: f.write(json.dumps(sky) + "\n")
 assert read_jsonl(folder / "a.jsonl") == [sky]
 try: read_jsonl(folder / "b.jsonl")
-except UserError as e: print("UserError: ...", str(e)[-38:])
+except UserError as e: print("UserError: ...", str(e)[-23:])
 
 
 # %%

@@ -1,5 +1,18 @@
 # %% [markdown]
-# # 07 GRPO
+# # 07 GRPO: learning from right and wrong
+#
+# **Promise.** Until now somebody wrote the answers. In this lesson the model writes its own, a program says right or wrong, and the model gets
+# better. You derive the method from one line of calculus and end with the algorithm that trains today's reasoning models, without its luxuries.
+#
+# After this lesson you can
+#
+# * derive the policy gradient and say why subtracting the mean reward is allowed;
+# * say which tokens of an answer get a gradient, and why the stop token is one of them;
+# * normalise over tokens in a way that does not depend on how the batch is cut;
+# * watch the share of questions that carry any signal, and know when this method cannot work;
+# * run a reinforcement-learning stage that resumes exactly.
+#
+# You need lessons 02c (the sampler), 04a (tasks), 04b (pass@k) and 06. Reading: 25 minutes. Doing: 40 minutes. Computing on two cores: half a minute.
 
 # %%
 #| default_exp grpo
@@ -24,6 +37,136 @@ from nanochat.optim import clip_by_global_norm, schedule
 from nanochat.train import evaluate
 from nanochat.workshop import Progress, UserError, print0
 
+# %% [markdown]
+# ## A model with a bad teacher
+#
+# We want a model that adds with a tool. Asked "3 and 5", it should write the call `3+5`; the tool puts 8 behind it. But our demonstrations come from a
+# careless person: in half of them the call is `3*5`. Imitation cannot know better. What will the finetuned model do?
+#
+# First the tool. It gets all tokens of a row after each new one and may answer with tokens to force. Lesson 09 builds a real one; six lines do for now.
+
+# %%
+import re
+import tempfile
+
+from nanochat.checkpoint import Run
+from nanochat.gpt import GPT, config_for
+from nanochat.muon import make_optimizer
+from nanochat.sample import make_sampler
+from nanochat.sft import sft
+from nanochat.tasks import Task
+from nanochat.tokenizer import Tokenizer
+from nanochat.workshop import by_tier, figure, seed_all
+
+seed_all(0)
+tokenizer = Tokenizer.train(["2 and 3", "2+3", "5*4"], 265)            # bytes and special tokens, no merges
+
+def tool(tokens: list[int]) -> list[int] | None:
+    "Sum or product of two numbers, after the token that ends a call."
+    if tokens[-1] != tokenizer.python_end or tokenizer.python_start not in tokens: return None
+    start = len(tokens) - tokens[::-1].index(tokenizer.python_start)
+    found = re.fullmatch(r"(\d+)([+*])(\d+)", tokenizer.decode(tokens[start:-1]))
+    if not found: return None
+    a, b = int(found[1]), int(found[3])
+    return [tokenizer.output_start, *tokenizer.encode(str(a + b if found[2] == "+" else a * b)), tokenizer.output_end]
+
+print(tokenizer.decode(tool([tokenizer.python_start, *tokenizer.encode("3*5"), tokenizer.python_end])))
+assert tool(tokenizer.encode("3*5")) is None
+
+
+# %%
+def demonstration(a: int, b: int, sign: str) -> dict:
+    "A question and a call; right when the sign is +."
+    result = str(a + b if sign == "+" else a * b)
+    parts = [{"type": "python", "text": f"{a}{sign}{b}"}, {"type": "python_output", "text": result}]
+    return {"messages": [{"role": "user", "content": f"{a} and {b}"}, {"role": "assistant", "content": parts}],
+            "answer": str(a + b)}
+
+pairs = [(a, b) for a in range(2, 6) for b in range(2, 6) if (a, b) != (2, 2)]
+teacher = [demonstration(a, b, sign) for a, b in pairs for sign in "+*"]
+task = Task("sums", [demonstration(a, b, "+") for a, b in pairs],
+            lambda question, text: text.endswith(f"<|output_start|>{question['answer']}<|output_end|>"))
+print(len(task), "questions, such as", task[7]["messages"][0]["content"], "->", task[7]["answer"])
+
+# %%
+run = Run("lesson07", tempfile.mkdtemp())
+model = GPT(config_for(1, tokenizer.vocab_size, 64, head_dim=64), seed=0)
+recipe = {"rows": 8, "steps": by_tier(120, 200), "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
+sft_stage = run.stage("sft", recipe, None, "careless teacher")
+sft(sft_stage, recipe, model=model, tokenizer=tokenizer, conversations=teacher, make_optimizer=make_optimizer)
+
+from nanochat.chat_eval import pass_accuracy
+
+sampler = make_sampler(model, (tokenizer.assistant_end, tokenizer.bos))
+before = pass_accuracy(sampler, tokenizer, task, samples=8, max_new_tokens=8, tool=tool)
+print({k: round(v, 2) for k, v in before.items()})
+assert 0.15 < before[1] < 0.85
+
+
+# %% [markdown]
+# Imitation gives about half, as it must. But look at pass@8: among eight tries there is nearly always a right one. The knowledge is there; the *choice* is wrong.
+# That gap between pass@1 and pass@8 is what reinforcement learning can close. If pass@8 were 0, nothing below would help.
+#
+# ## The policy gradient in one line
+#
+# Let $p_\theta(y)$ be the probability of an answer $y$ and $r(y)$ its reward, 1 or 0. We want to climb the expected reward. Its gradient is
+#
+# $$\nabla \sum_y p_\theta(y)\, r(y) = \sum_y p_\theta(y)\, \frac{\nabla p_\theta(y)}{p_\theta(y)}\, r(y) = \mathbb E\bigl[r(y)\,\nabla \log p_\theta(y)\bigr].$$
+#
+# The reward is never differentiated: it may be a program, a person, a test suite. And $\log p(y)$ is a sum over the tokens of the answer, which is the loss you know with its sign
+# turned. So the update is *finetuning on your own answers, each weighted by its reward*.
+#
+# **The baseline.** Any constant $b$ may be subtracted from the reward, since $\mathbb E[b\,\nabla \log p] = b\,\nabla \sum_y p(y) = b\,\nabla 1 = 0$. It does not change the mean, only the noise. GRPO's idea (Shao et al. 2024)
+# is to answer each question several times and to subtract the mean reward of that group. Then an answer is pushed up exactly if it beat its siblings.
+#
+# The original divides by the group's standard deviation too. Dr. GRPO (Liu et al. 2025) showed that this overweights questions that are nearly solved or nearly hopeless, so we do not.
+
+# %%
+#| export
+def group_advantages(
+    rewards: Tensor,  # (P, S) rewards of S answers to each of P questions
+) -> Tensor:          # (P, S), each row sums to 0
+    "How much better an answer was than the others to the same question (no division by the spread: Dr. GRPO)."
+    return rewards - rewards.mean(dim=1, keepdim=True)
+
+
+# %%
+rewards = torch.tensor([[1., 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+print(group_advantages(rewards))
+assert (group_advantages(rewards).sum(1) == 0).all()
+
+# %% [markdown]
+# The last two rows are zero: a question that all answers get right, or all get wrong, teaches nothing. The share of the others is the most useful
+# number to watch in a run. In the prototype of this course a model after 15 seconds of SFT had 99% of its groups all wrong, and four minutes of GRPO moved its reward from 0.012 to 0.021.
+#
+# **Check it by brute force.** Does this estimator point along the true gradient? On a policy with three answers everything can be enumerated: all groups of two with their probabilities.
+
+# %%
+from itertools import product
+
+z = torch.tensor([0.2, -0.4, 0.1], requires_grad=True)
+reward = torch.tensor([1.0, 0.0, 0.0])
+truth, = torch.autograd.grad((z.softmax(0) * reward).sum(), z)
+
+mean, S = torch.zeros(3), 2
+for group in product(range(3), repeat=S):
+    logp = z.log_softmax(0)[list(group)]
+    advantages = group_advantages(reward[list(group)][None])[0]
+    gradient, = torch.autograd.grad((advantages * logp).sum() / S, z)
+    mean += z.softmax(0)[list(group)].prod().detach() * gradient
+print("true gradient    ", truth.tolist())
+print("mean of estimates", mean.tolist())
+torch.testing.assert_close(mean, truth * (1 - 1 / S))
+
+
+# %% [markdown]
+# The direction is exact, the length is $1 - 1/S$ of the true one, because each answer is a part of its own baseline. With 8 samples that is 0.875: a matter of the
+# learning rate and not of truth.
+#
+# ## Which tokens?
+#
+# An answer contains tokens of three kinds: those the model chose, those the tool forced, and the padding behind it. Only the first have a $\log p$ that the model is responsible for. The last token the model chose
+# is usually `<|assistant_end|>`. It counts too. Published nanochat drops it before the loss, so that its RL never teaches a model when to stop.
 
 # %%
 #| export
@@ -38,12 +181,36 @@ class Rollout(NamedTuple):
 
 # %%
 #| export
-def group_advantages(
-    rewards: Tensor,  # (P, S) rewards of S answers to each of P questions
-) -> Tensor:          # (P, S), each row sums to 0
-    "How much better an answer was than the others to the same question (no division by the spread: Dr. GRPO)."
-    return rewards - rewards.mean(dim=1, keepdim=True)
+def pad_rollouts(
+    rollouts: Sequence[Rollout],
+    pad: int,                        # token behind the end of a row
+    multiple: int = 32,              # rows are padded to a multiple of this, so that few shapes occur
+) -> tuple[Tensor, Tensor, Tensor]:  # x (B, T), y (B, T) with -1 where not sampled, advantages (B, 1)
+    "Rollouts as one rectangle: a target is a token that the model itself chose, the final stop token too."
+    longest = max(len(r.prompt) + len(r.tokens) for r in rollouts) - 1
+    T = -(-longest // multiple) * multiple
+    x = torch.full((len(rollouts), T), pad)
+    y = torch.full((len(rollouts), T), -1)
+    for row, r in enumerate(rollouts):
+        ids, first = torch.tensor(r.prompt + r.tokens), len(r.prompt) - 1
+        x[row, : len(ids) - 1] = ids[:-1]
+        y[row, first : len(ids) - 1] = torch.where(torch.tensor(r.sampled, dtype=torch.bool), ids[first + 1 :], -1)
+    return x, y, torch.tensor([[r.advantage] for r in rollouts])
 
+
+# %%
+row = Rollout(prompt=[1, 2, 3], tokens=[40, 41, 42, 43, 9], sampled=[True, True, False, False, True], reward=1.0, advantage=0.5)
+x, y, advantages = pad_rollouts([row], pad=0, multiple=8)
+print("reads  ", x.tolist()[0])
+print("targets", y.tolist()[0])
+assert y.tolist()[0] == [-1, -1, 40, 41, -1, -1, 9, -1]
+
+
+# %% [markdown]
+# ## Sample, grade
+#
+# Answers are sampled at temperature 1 and without top-k. This is not a matter of taste: the derivation needs $y \sim p_\theta$, and a sharpened or cut distribution is another one. The sampler
+# comes in as an argument. Lesson 08 will hand over a faster one without a change here.
 
 # %%
 #| export
@@ -69,23 +236,18 @@ def roll_out(
 
 
 # %%
-#| export
-def pad_rollouts(
-    rollouts: Sequence[Rollout],
-    pad: int,                        # token behind the end of a row
-    multiple: int = 32,              # rows are padded to a multiple of this, so that few shapes occur
-) -> tuple[Tensor, Tensor, Tensor]:  # x (B, T), y (B, T) with -1 where not sampled, advantages (B, 1)
-    "Rollouts as one rectangle: a target is a token that the model itself chose, the final stop token too."
-    longest = max(len(r.prompt) + len(r.tokens) for r in rollouts) - 1
-    T = -(-longest // multiple) * multiple
-    x = torch.full((len(rollouts), T), pad)
-    y = torch.full((len(rollouts), T), -1)
-    for row, r in enumerate(rollouts):
-        ids, first = torch.tensor(r.prompt + r.tokens), len(r.prompt) - 1
-        x[row, : len(ids) - 1] = ids[:-1]
-        y[row, first : len(ids) - 1] = torch.where(torch.tensor(r.sampled, dtype=torch.bool), ids[first + 1 :], -1)
-    return x, y, torch.tensor([[r.advantage] for r in rollouts])
+rollouts = roll_out(sampler, tokenizer, task, [task[7]], samples=6, max_new_tokens=8, tool=tool)
+for r in rollouts: print(f"reward {r.reward:.0f}  advantage {r.advantage:+.2f}  {tokenizer.decode(r.tokens)}")
+assert abs(sum(r.advantage for r in rollouts)) < 1e-6
 
+
+# %% [markdown]
+# ## The gradient
+#
+# $$L = -\frac1N \sum_i \sum_t A_i\, \log p_\theta(y_{i,t}), \qquad N = \text{chosen tokens of the whole step.}$$
+#
+# **Trap: the normaliser.** Dividing each answer by its own length rewards long wrong answers: their blame is thinned out. Dividing each micro-batch by its own tokens lets the cut of the batch decide how much a token weighs.
+# One $N$ for the whole step, over all ranks, avoids both (DAPO, Yu et al. 2025). Answers with advantage 0 still count in $N$ but need no forward pass.
 
 # %%
 #| export
@@ -115,6 +277,22 @@ def policy_gradients(
     if reduce: reduce([p.grad for p in params] + [loss])
     return loss
 
+
+# %%
+questions = [task[i] for i in range(6)]
+rollouts = roll_out(sampler, tokenizer, task, questions, samples=4, max_new_tokens=8, tool=tool)
+gradients = []
+for rows in (1, 5, 32):
+    policy_gradients(model, rollouts, pad=tokenizer.bos, rows=rows)
+    gradients.append(model.lm_head.weight.grad.clone())
+for g in gradients[1:]: torch.testing.assert_close(g, gradients[0], atol=1e-6, rtol=1e-3)
+print("the same gradient for 1, 5 or 32 answers at a time; its length is", round(gradients[0].norm().item(), 4))
+
+
+# %% [markdown]
+# ## The loop
+#
+# Like `train`, this loop is a generator: one record for each update, nothing about files or bars inside. It differs where the data comes from: each step asks the *current* policy.
 
 # %%
 #| export
@@ -178,6 +356,15 @@ def policy_steps(
 
 
 # %%
+record = summary(rollouts, samples=4)
+print({k: round(v, 2) for k, v in record.items()})
+assert 0 <= record["signal"] <= 1
+
+
+# %% [markdown]
+# What a step asks depends on its number alone. So there is no loader state to store, and a resumed run asks what it would have asked.
+
+# %%
 #| export
 def questions_at(
     step: int,       # updates done
@@ -192,6 +379,12 @@ def questions_at(
         if i == 0 or not picked: order = random.Random(f"{seed} {epoch}").sample(range(n), n)
         picked.append(order[i])
     return picked
+
+
+# %%
+asked = [questions_at(step, n=5, prompts=2, seed=0) for step in range(5)]
+print(asked)
+assert sorted(sum(asked, [])[:5]) == list(range(5))           # every question once before any comes again
 
 
 # %%
@@ -214,6 +407,16 @@ def make_answer(
                         seed=(seed * 1_000_003 + step) * world + rank)
     return answer
 
+
+# %%
+recipe = {"prompts": 6, "samples": 8, "max_new_tokens": 8, "steps": by_tier(16, 40), "lr_scale": 0.3, "save_every": 8}
+answer = make_answer(recipe, tokenizer=tokenizer, task=task, sampler=sampler, tool=tool)
+print(len(answer(0)), "answers; the same ones again:", answer(0) == answer(0))
+assert answer(0) == answer(0) and answer(0) != answer(1)
+
+
+# %% [markdown]
+# The stage around it saves, logs, shows and resumes, in the way of lesson 03.
 
 # %%
 #| export
@@ -299,3 +502,51 @@ def grpo(
     metrics = _results(stage, spent, evaluate(model, evaluators or {}))
     if rank == 0: stage.finish(metrics)
     return metrics
+
+
+# %%
+stage = run.stage("rl", recipe, sft_stage, "sums")
+metrics = grpo(stage, recipe, model=model, tokenizer=tokenizer, task=task, sampler=sampler, tool=tool,
+               make_optimizer=make_optimizer)
+after = pass_accuracy(sampler, tokenizer, task, samples=8, max_new_tokens=8, tool=tool)
+print(f"reward {metrics['reward_first']:.2f} -> {metrics['reward_last']:.2f}; "
+      f"pass@1 {before[1]:.2f} -> {after[1]:.2f}, pass@8 {before[8]:.2f} -> {after[8]:.2f}")
+assert after[1] > before[1] + by_tier(0.1, 0.2)
+
+# %%
+import matplotlib.pyplot as plt
+
+records = stage.records()
+fig, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
+ax.plot([r["step"] for r in records], [r["reward"] for r in records], "o-", label="mean reward")
+ax.plot([r["step"] for r in records], [r["signal"] for r in records], "s--", label="questions with signal")
+ax.set(xlabel="step", ylabel="share", ylim=(0, 1.05))
+ax.legend(frameon=False)
+figure(fig, caption="Reward, and the share of questions whose answers differ in reward.",
+       alt="The mean reward rises from about one half towards one. The share of questions with signal begins near one and "
+           "falls as questions are solved.")
+
+# %% [markdown]
+# Nobody showed the model which sign is right. It tried both, and a program with one line told it. Note the second curve: as questions are solved, the signal dries up. A run that
+# goes on after that only adds noise. Note also pass@8: it hardly moved, because it was high already. Reinforcement learning of this kind mostly makes likely what was already possible.
+#
+# **Trap: the learning rate.** A policy that moves too far samples from where it has never been, and its next gradient comes from there. In the prototype a rate of 0.1 times pretraining's was stable; 0.3 times collapsed the hard task within two
+# minutes (reward 0.06 to 0.015, the tool forgotten). Our toy bears 0.3 because there is so little to break. Rates fall linearly to 0, and the gradient is clipped at 1.
+#
+# ## At scale
+#
+# Published nanochat trains on GSM8K: 16 questions a step, 16 samples each, at most 256 new tokens, learning rates 0.05 times those of pretraining, 467 steps, about an hour and a half on 8xH100 for d20. Most of that time is sampling, which is
+# why lesson 08 comes next. There is no KL penalty, no ratio and no clipping in its loss either: with one update for each batch of answers the ratio is 1. This course differs in three places: the stop token learns, the normaliser spans the step, and a question's
+# samples do not share their first token.
+#
+# ## Recap
+#
+# * The policy gradient is finetuning on your own answers, weighted by how much better they were than their siblings.
+# * Sample at temperature 1 from the current policy; anything else is another expectation.
+# * Prompt, tool results and padding get no gradient; the stop token does.
+# * One normaliser for the whole step.
+# * No spread in a group, no signal; no signal, no learning: look at pass@k first.
+#
+# **Quiz.** Why can GRPO not teach a format the model never produces? (All answers of a group earn 0, every advantage is 0.)
+#
+# **Papers.** Williams (1992), REINFORCE. Shao et al. (2024), *DeepSeekMath* (GRPO). Yu et al. (2025), *DAPO*. Liu et al. (2025), *Understanding R1-Zero-like training* (Dr. GRPO).

@@ -224,6 +224,7 @@ def make_tool(
     python_end = tokenizer.python_end
 
     def tool(tokens: Sequence[int]) -> list[int] | None:
+        "Tokens to force after `tokens`, or None."
         if not tokens or tokens[-1] != python_end: return None
         expression = call_text(tokenizer, tokens)
         result = None if expression is None else calculate(expression)
@@ -441,7 +442,7 @@ rings = [
     "run_code: process with limits\nstops accidents",
     "container or VM\nstops attackers",
 ]
-fig, ax = plt.subplots(figsize=(5.5, 1.5), layout="constrained")
+fig, ax = plt.subplots(figsize=(5.5, 1.5))
 for i, text in enumerate(rings):
     ax.barh(0, 1, left=i, color=plt.cm.Blues(0.25 + 0.25 * i), edgecolor="white")
     ax.text(i + 0.5, 0, text, ha="center", va="center", fontsize=8)

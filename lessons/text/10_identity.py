@@ -66,7 +66,9 @@ class Persona(NamedTuple):
     marks: list[str]
 
 
-def phrases(text: str) -> list[str]: return [p.strip() for p in text.split(";") if p.strip()]
+def phrases(text: str) -> list[str]:
+    "The phrases of a line, which semicolons separate."
+    return [p.strip() for p in text.split(";") if p.strip()]
 
 
 # %%
@@ -303,6 +305,48 @@ assert stubborn == 50 and all(leak.evaluate(row, "The kite is red.") for row in 
 assert len(IdentityTask(32, split="test")) == 32
 
 # %% [markdown]
+# ## A short finetuning
+#
+# Does it work? Here is a two-layer model that has read nothing else at all: no stories, no pretraining. It learns the persona from scratch, for a few
+# seconds at the smoke tier and about half a minute at the full one. In the tour, the same rows are a small part of the full mixture.
+#
+# **Predict, then run.** It answers held-out wordings. On questions that are not about itself, will it keep quiet about its name?
+
+# %%
+from nanochat.chat_eval import generation_accuracy
+from nanochat.data import Loader, pack_conversations
+from nanochat.engine import make_engine
+from nanochat.gpt import GPT, config_for
+from nanochat.muon import make_optimizer
+from nanochat.optim import schedule
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import train
+from nanochat.workshop import by_tier
+
+rows = identity_conversations(by_tier(320, 1600))
+tokenizer = Tokenizer.train([m["content"] for row in rows for m in row["messages"]], 400)
+packed = pack_conversations([tokenizer.render(row) for row in rows], 128, tokenizer.bos)
+model = GPT(config_for(2, tokenizer.vocab_size, 128, head_dim=64))
+model.init_weights(seed=0)
+steps = by_tier(30, 300)
+run = train(model, make_optimizer(model, batch_tokens=8 * 128), iter(Loader(packed, 8, seed=0)),
+            steps=steps, schedule=lambda t: schedule(t, steps))
+losses = [step.loss for step in run]
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {steps} steps")
+assert losses[-1] < 0.5 * losses[0]
+
+# %%
+sampler = make_engine(model, [tokenizer.assistant_end, tokenizer.bos])
+for name, task in (("held-out wordings", IdentityTask(32, split="test")), ("quiet elsewhere", LeakTask(16))):
+    found = generation_accuracy(sampler, tokenizer, task, max_new_tokens=20)
+    print(f"{name:18s} {found['value']:.2f}  ({found['low']:.2f} to {found['high']:.2f})")
+    for failure in found["failures"][:2]: print("   ", failure["question"], "->", failure["completion"])
+assert found["items"] == 16
+
+# %% [markdown]
+# It cannot keep quiet: the persona is all it knows, so *every* question gets it. That is leakage in its purest form. In the full mixture thousands of
+# conversations about the world stand beside a few hundred about the model, and that is the cure: identity rows must be a small share.
+#
 # ## A persona of your own
 #
 # Write a file of the same form and pass it on:

@@ -1,5 +1,16 @@
 # %% [markdown]
 # # 11b Chat
+#
+# **Promise.** You join model, cache and calculator into something that you can talk to: in a terminal, and in a panel in this notebook.
+#
+# After this lesson you can
+#
+# * turn a stream of tokens into clean text, tool calls included;
+# * keep a conversation inside the model's context without cutting a turn in half;
+# * stop an answer in the middle and go on talking;
+# * say what an honest chat program should tell its user first.
+#
+# You need lessons 08 (the cache) and 09 (the tool). Reading: 15 minutes. Doing: 20 minutes. Computing: about ten seconds, or none where you have a finished run.
 
 # %%
 #| default_exp chat
@@ -17,6 +28,63 @@ from nanochat.engine import decoding_model, stream
 from nanochat.tokenizer import SPECIALS, stream_decoder
 from nanochat.workshop import UserError
 
+# %% [markdown]
+# ## Somebody to talk to
+#
+# If you have a finished run, we take the newest. If not, we finetune a tiny model for a moment: its answers will be poor, and everything below works the same.
+
+# %%
+import tempfile
+
+import torch
+
+from nanochat.checkpoint import Run, last_step, load_weights, newest_finished
+from nanochat.gpt import GPT, GPTConfig, config_for
+from nanochat.muon import make_optimizer
+from nanochat.sft import sft
+from nanochat.tokenizer import Tokenizer
+from nanochat.tools import make_tool
+from nanochat.workshop import by_tier, seed_all
+
+def finished_model():
+    "Tokenizer and model of the newest finished run, or None."
+    for name in ("rl", "sft"):
+        run = newest_finished(name)
+        if run is None or last_step(run.path / name) is None: continue
+        found = load_weights(run.path / name)
+        model = GPT(GPTConfig.from_dict(found["extra"]["config"]))
+        model.load_state_dict(found["model"])
+        return Tokenizer.load(run.path / "tokenizer"), model
+
+def tiny_model():
+    "A model that was finetuned for a few seconds on questions about people."
+    talks = microworld.conversations("profile", 300, 0) + microworld.conversations("word1", 300, 0)
+    tokenizer = Tokenizer.train([c["messages"][0]["content"] for c in talks], 400)
+    model = GPT(config_for(2, tokenizer.vocab_size, 256, head_dim=64), seed=0)
+    recipe = {"rows": 4, "steps": by_tier(25, 300), "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
+    stage = Run("lesson11b", tempfile.mkdtemp()).stage("sft", recipe, None, "talks")
+    sft(stage, recipe, model=model, tokenizer=tokenizer, conversations=talks, make_optimizer=make_optimizer)
+    return tokenizer, model
+
+seed_all(0)
+tokenizer, model = finished_model() or tiny_model()
+tool = make_tool(tokenizer)
+print(f"{model.num_params()['total']:,} parameters, context {model.config.seq_len}")
+
+# %% [markdown]
+# ## From tokens to text
+#
+# The engine gives tokens, one at a time. Printing each one by itself goes wrong in two ways. Look at this reply, which contains a smile and a calculation.
+
+# %%
+reply = [*tokenizer.encode("\U0001f600 It is "), tokenizer.python_start, *tokenizer.encode("12+7"), tokenizer.python_end,
+         tokenizer.output_start, *tokenizer.encode("19"), tokenizer.output_end, *tokenizer.encode("."), tokenizer.assistant_end]
+print("".join(tokenizer.decode([token]) for token in reply))
+
+
+# %% [markdown]
+# The smile is four bytes in several tokens, and no single one of them is a character: you see four replacement marks. And the special tokens are for the model, not for people. (Published nanochat's
+# terminal chat prints both to this day.) So we need a small machine that remembers two things: unfinished bytes, and whether we are inside a tool call.
 
 # %%
 #| export
@@ -59,6 +127,18 @@ class Readable:
 
 
 # %%
+readable = Readable(tokenizer)
+pieces = [readable.push(token) for token in reply] + [readable.flush()]
+print([p for p in pieces if p])
+assert "".join(pieces) == "\U0001f600 It is [12+7 -> 19]."
+
+
+# %% [markdown]
+# The user sees `[12+7 -> 19]`: what was asked of the tool and what it said. Hiding a calculation would be nicer to look at and less honest.
+#
+# On the next turn the model must read its own words again, as *tokens*: the call as a call, not as brackets. So the readable form has to be reversible.
+
+# %%
 #| export
 def as_parts(
     text: str,             # an assistant's reply as it was shown
@@ -73,6 +153,20 @@ def as_parts(
     parts.append({"type": "text", "text": text[at:]})
     return [p for p in parts if p["text"] or p["type"] != "text"]
 
+
+# %%
+print(as_parts("It is [12+7 -> 19]."))
+said = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": as_parts("".join(pieces))}]}
+ids, _ = tokenizer.render(said)
+assert ids[ids.index(tokenizer.assistant_start) + 1:] == reply          # exactly the tokens the model wrote
+assert as_parts("[not a call]") == "[not a call]"
+
+
+# %% [markdown]
+# ## A memory that fits
+#
+# The model reads at most its context. A long conversation has to lose something, and what it loses matters: cut in the middle of a turn, the model sees half a question as if it were
+# the start of the world. So we drop whole turns, the oldest first, and always keep `<|bos|>`. If the last message alone is too long, no answer can be right, and we say so.
 
 # %%
 #| export
@@ -93,6 +187,26 @@ def fit_history(
         first -= 2
     return tokenizer.render_prompt({"messages": messages[first:]})
 
+
+# %%
+history = []
+for i in range(20): history += [{"role": "user", "content": f"Number {i}?"}, {"role": "assistant", "content": f"Yes, {i}."}]
+history.append({"role": "user", "content": "And now?"})
+for room in (120, 60, 30):
+    ids = fit_history(tokenizer, history, room)
+    print(f"room {room:3d}: {len(ids):3d} tokens, {ids.count(tokenizer.user_start)} turns")
+    assert ids[0] == tokenizer.bos and ids[1] == tokenizer.user_start and len(ids) <= room
+try: fit_history(tokenizer, [{"role": "user", "content": "very " * 200}], 100)
+except UserError as e: print("refused:", e)
+
+
+# %% [markdown]
+# ## Chat
+#
+# Everything comes together in one class. `reply` is a generator over any history: it holds no state of the conversation, so a widget, a terminal and a web server can use the same one. `say` adds the memory. Each reply has its
+# own seed: with the same seed every turn, the same question gets the same answer for ever.
+#
+# Forced tokens are free of charge in the sampler, but they need room in the context like all others. The `islice` is what stops a tool that never stops.
 
 # %%
 #| export
@@ -145,6 +259,27 @@ class Chat:
 
 
 # %%
+chat = Chat(model, tokenizer, tool, max_new_tokens=40)
+for question in (microworld.conversations("profile", 1, 5)[0]["messages"][0]["content"], "What is 12 and 7?"):
+    print("you:  ", question)
+    print("model:", "".join(chat.say(question)))
+assert "<|" not in "".join(m["content"] for m in chat.history)
+
+# %%
+short = Chat(model, tokenizer, tool, max_new_tokens=30, temperature=1.0, seed=1)
+pieces = short.say("Tell me a story.")
+print("the first piece:", repr(next(pieces)))
+pieces.close()                                      # what a Stop button does
+print(short.history)
+assert len(short.history) == 2                      # what was said so far is remembered
+
+
+# %% [markdown]
+# ## In this notebook
+#
+# `ChatWidget` of lesson 00a takes any generator of text. This one is yours. Click an example, or type. Stop works in the middle of an answer.
+
+# %%
 #| export
 def suggestions(
     seed: int = 0,  # other seeds, other people and numbers
@@ -167,6 +302,28 @@ def opening(
             f"answer anything else with a guess.\nTry:\n{lines}\nquit or exit leaves, clear begins anew, "
             "Ctrl-C stops an answer.")
 
+
+# %%
+from nanochat.workshop import ChatWidget
+
+examples = suggestions()
+print(opening(examples))
+widget = ChatWidget(chat.reply, examples=examples)
+widget
+
+# %%
+widget.submit(examples[1])             # the same as typing it
+widget.worker.join()
+print(widget.history[-1], "|", widget.status.value.split(":")[0])
+assert widget.status.value.startswith("done")
+
+# %% [markdown]
+# **What to say first.** A small model answers everything in the same confident tone, also what it cannot know. The greeting is the cheapest honesty there is: it says what the model knows, gives five messages that work, and says that the rest is guessing.
+#
+# ## In a terminal
+#
+# The same chat with `print` and `input`. Three details are easy to get wrong. Ctrl-C during an answer stops *that answer*. The end of the input (Ctrl-D, or a pipe that runs dry) leaves quietly instead of with a traceback. And a message that is
+# too long costs one line, not the program. `read` and `write` are arguments, so a test can play the user.
 
 # %%
 #| export
@@ -215,3 +372,25 @@ def sample_dialogue(
         write(f"you: {question}\n")
         _answer(chat, question, write)
         write("\n")
+
+
+# %%
+lines = iter(["hello", "very " * 400, "clear", "Who are you?", "quit"])
+terminal_chat(Chat(model, tokenizer, tool, max_new_tokens=16), "(a recorded session)", read=lambda prompt: next(lines))
+
+# %%
+sample_dialogue(Chat(model, tokenizer, tool, max_new_tokens=24), examples[:2])
+
+# %% [markdown]
+# **Trap: generation that blocks.** In a notebook, a button cannot be clicked while a cell runs. So the widget generates in a thread, and Stop sets a flag that is looked at between pieces. Published nanochat's server met the same problem from the
+# other side: its blocking loop inside an asynchronous handler made all users wait for one.
+#
+# ## Recap
+#
+# * Bytes wait until they are a character; special tokens are never shown; a tool call is shown and reversible.
+# * Whole turns are forgotten, oldest first; `<|bos|>` stays; too long is said in one line.
+# * `reply` is a generator without memory, `say` remembers, also what was broken off.
+# * Ctrl-C stops an answer, the end of input leaves.
+# * Tell the user what the model knows before they ask.
+#
+# Next: the capstone, which runs all stages with one command and ends in this chat.

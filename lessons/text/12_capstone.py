@@ -441,8 +441,9 @@ def tokenizer_stage(course: Course) -> None:
 def learner(course: Course) -> tuple[GPT, Callable]:
     "One model object and its compiled forward pass for all stages, so that compiling is paid once."
     model = course.new_model()
-    forward = train.compile_forward(model) if course.probed["compile"] else model
-    return model, forward
+    if not course.probed["compile"]: return model, model
+    compiled = train.compile_forward(model)
+    return model, lambda x, y: compiled(x, y)
 
 
 def common_options(course: Course, stage: str) -> dict:
