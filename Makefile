@@ -4,7 +4,7 @@ WORKERS ?= 2
 SETUP = @command -v $(PY) > /dev/null || { echo "no $(PY) here: install Python 3.11 or newer, or say which: make PY=/path/to/python"; exit 2; }; $(PY) tools/setup.py
 BIN = $(shell $(PY) tools/setup.py bin)
 PYTHON = $(BIN)/python
-LAB = $(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+LAB = $(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = $(PYTHON) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/sanitize.cfg
 ONE_THREAD = OMP_NUM_THREADS=1 NANOCHAT_HOME="$$home"
 AS_TEST = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; set -e;

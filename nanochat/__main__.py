@@ -7,8 +7,9 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'STAGES', 'COMPILED', 'FIXED_SECO
            'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'tokenizer_stage',
            'learner', 'common_options', 'base_stage', 'named_task', 'mixture', 'chat_stage', 'rl_stage', 'run_stages',
            'step_seconds', 'estimate', 'fit_minutes', 'stored_facts', 'open_course', 'write_facts', 'redo',
-           'run_course', 'say_estimate', 'OneLineParser', 'make_parser', 'recipe_from', 'train_command', 'run_command',
-           'stage_command', 'finished_course', 'eval_command', 'report_command', 'main', 'talk', 'chat_command']
+           'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser', 'recipe_from', 'train_command',
+           'run_command', 'stage_command', 'finished_course', 'eval_command', 'report_command', 'main', 'talk',
+           'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 import torch
 
 # %% ../lessons/12_capstone.ipynb #5da2d074
-from .workshop import (UserError, atomic_write, can_compile, home, machine, pick_device,
+from .workshop import (UserError, atomic_write, can_compile, home, keep_memory, machine, pick_device,
                                pick_dtype, print0, ranks, seed_all)
 
 RECIPES = files("nanochat") / "recipes"
@@ -174,6 +175,7 @@ class Course:
     source: Source
     tokenizer: Tokenizer | None = None   # from the first stage on
     stages: dict = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def device(self) -> torch.device: return pick_device(self.probed["device"])
@@ -496,18 +498,22 @@ def stored_facts(run: Run) -> dict:
 
 def open_course(recipe: dict, run: Run, device: str = "auto", dtype: str = "auto") -> Course:
     "Check the recipe, probe the machine (or read what was probed when the run began), open the text."
+    began = time.perf_counter()
     check_recipe(recipe)
+    keep_memory()
     probed = stored_facts(run).get("probed") or probe(device, dtype)
     if ranks()[2] == 1: torch.set_num_threads(probed["threads"])
     seed_all(recipe["seed"])
-    return Course(recipe, run, probed, open_source(recipe))
+    return Course(recipe, run, probed, open_source(recipe), began=began)
 
 
 def write_facts(course: Course, note: str = "") -> None:
     "run.json: what the report says about the run as a whole."
     facts = {"recipe": course.recipe["name"], "seed": course.seed, "commit": _commit(), "data": course.source.name,
              "machine": machine() | {k: course.probed[k] for k in ("dtype", "threads")}, "probed": course.probed,
-             "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe, "note": note}
+             "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe}
+    kept = stored_facts(course.run)
+    facts |= {"note": note or kept.get("note", ""), "wall_seconds": kept.get("wall_seconds", 0.0)}
     if ranks()[0] == 0: atomic_write(course.run.path / "run.json", json.dumps(facts, indent=1))
 
 # %% ../lessons/12_capstone.ipynb #92894a06
@@ -524,8 +530,21 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
         note = fit_minutes(course, minutes) if minutes else ""
         say_estimate(course, until, note)
         write_facts(course, note)
-        run_stages(course, until)
+        finished = all((course.run.path / s / "metrics.json").exists() for s in STAGES)
+        try: run_stages(course, until)
+        finally:
+            if not finished: keep_time(course)
         return write_report(course.run.path) if ranks()[0] == 0 else {}
+
+
+def keep_time(course: Course) -> None:
+    "Add the seconds since the course was opened to those that earlier, interrupted runs took."
+    path, facts = course.run.path / "run.json", stored_facts(course.run)
+    if ranks()[0] != 0 or not facts: return
+    now = time.perf_counter()
+    facts["wall_seconds"] = facts.get("wall_seconds", 0.0) + now - course.began
+    course.began = now
+    atomic_write(path, json.dumps(facts, indent=1))
 
 
 def say_estimate(course: Course, until: str, note: str) -> None:

@@ -34,7 +34,7 @@ def cleanup() -> None:
 
 @contextmanager
 def session(device: torch.device | str = "cpu"):
-    "A block in which the processes of `torchrun` work together; they part at its end, also after an error."
+    "A block in which the processes of `torchrun` work together; at its end they part."
     init_from_env(device)
     try: yield
     finally: cleanup()
@@ -44,7 +44,7 @@ def average_tensors(
     tensors: Iterable[Tensor],  # floating point, the same shapes on every rank; changed in place
     bucket: int = 2**25,        # numbers that travel together
 ) -> None:
-    "Replace tensors by their mean over all ranks: few large messages, in flight at the same time. Alone, nothing happens."
+    "Replace tensors by their mean over all ranks, in few large messages. Alone, nothing happens."
     if not dist.is_initialized(): return
     flights = []
     for group in _buckets(tensors, bucket):
@@ -75,7 +75,7 @@ def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
 def average_gradients(
     params: Iterable,  # parameters with gradients
 ) -> None:
-    "Replace each gradient by its mean over all ranks. Do it before clipping: a clipped mean is not a mean of clips."
+    "Replace each gradient by its mean over all ranks. Do it before clipping."
     average_tensors([p.grad for p in params if p.grad is not None])
 
 # %% ../lessons/03b_distributed.ipynb #a8e3015c
@@ -112,22 +112,24 @@ def owners(
 
 # %% ../lessons/03b_distributed.ipynb #a54b4a8d
 class ShardedOptimizer:
-    """Each rank keeps the optimizer state of its own parameters, updates those, and sends them to the others.
+    """Each rank keeps the state of its own parameters, updates those, and sends them to the others.
 
-    Whole parameters are owned, so any number and any shape will do (ZeRO stage 1, Rajbhandari et al. 2020).
-    Average the gradients over the ranks before `step`."""
+    Whole parameters are owned, so any number and any shape will do. Average the gradients over
+    the ranks before `step`. `UserError` outside of a group. (ZeRO-1, Rajbhandari et al. 2020.)"""
 
     def __init__(self,
         optimizer,  # one whose step takes `allowed`, and updates each parameter by itself; fresh
     ):
-        if not dist.is_initialized(): raise UserError("a sharded optimizer needs init_from_env() first, under torchrun")
+        if not dist.is_initialized():
+            raise UserError("a sharded optimizer needs init_from_env() first, under torchrun")
         self.rank, self.world, self.optimizer = dist.get_rank(), dist.get_world_size(), optimizer
-        self.layout = [list(group["params"]) for group in optimizer.param_groups]      # of all ranks
+        self.layout = [list(group["params"]) for group in optimizer.param_groups]   # of all ranks
         self.params = [p for group in self.layout for p in group]
-        self.owner = [(r + k) % self.world for k, group in enumerate(self.layout)      # each group starts elsewhere
+        self.owner = [(r + k) % self.world for k, group in enumerate(self.layout)  # start apart
                       for r in owners([p.numel() for p in group], self.world)]
         mine = {id(p) for p, r in zip(self.params, self.owner) if r == self.rank}
-        for group in optimizer.param_groups: group["params"] = [p for p in group["params"] if id(p) in mine]
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) in mine]
 
     @property
     def param_groups(self) -> list[dict]:
@@ -140,40 +142,45 @@ class ShardedOptimizer:
             if set_to_none: p.grad = None
             elif p.grad is not None: p.grad.zero_()
 
-    @torch.no_grad()
-    def step(self, allowed: Tensor | None = None) -> None:
-        "Update what this rank owns, then give every rank everything. `allowed` as for the optimizer inside."
-        self.optimizer.step(allowed)
-        flights = []
-        for rank in range(self.world):
-            owned = [p for p, r in zip(self.params, self.owner) if r == rank]
-            for group in _buckets(owned, 2**25):
-                flat = torch.cat([p.detach().reshape(-1) for p in group])
-                flights.append((rank, group, flat, dist.broadcast(flat, src=rank, async_op=True)))
-        for rank, group, flat, flight in flights:
-            flight.wait()
-            if rank != self.rank: _unpack(flat, group)
-
-# %% ../lessons/03b_distributed.ipynb #0aa3f191
+# %% ../lessons/03b_distributed.ipynb #bfc27f92
 from fastcore.basics import patch
 
+
+@patch
+@torch.no_grad()
+def step(
+    self: ShardedOptimizer,
+    allowed: Tensor | None = None,  # 0-d bool on the device; where False, nothing changes
+) -> None:
+    "Update what this rank owns, then give every rank everything."
+    self.optimizer.step(allowed)
+    flights = []
+    for rank in range(self.world):
+        owned = [p for p, r in zip(self.params, self.owner) if r == rank]
+        for group in _buckets(owned, 2**25):
+            flat = torch.cat([p.detach().reshape(-1) for p in group])
+            flights.append((rank, group, flat, dist.broadcast(flat, src=rank, async_op=True)))
+    for rank, group, flat, flight in flights:
+        flight.wait()
+        if rank != self.rank: _unpack(flat, group)
+
+# %% ../lessons/03b_distributed.ipynb #0aa3f191
 @patch
 def state_dict(self: ShardedOptimizer) -> dict:
-    """The state of all ranks in the form of an unsharded optimizer, on rank 0; elsewhere only the groups.
+    """The state of all ranks in the form of an unsharded optimizer: on rank 0; elsewhere no state.
 
-    Every rank must call it. It loads into any number of ranks, or into the optimizer without shards."""
+    Every rank must call it. It loads into any number of ranks, also into the optimizer itself."""
     state = {i: dict(self.optimizer.state.get(p, {})) for i, p in enumerate(self.params)}
-    layouts = gather_objects({i: {k: tuple(v.shape) for k, v in s.items()} for i, s in state.items() if s})
+    shapes = {i: {k: tuple(v.shape) for k, v in s.items()} for i, s in state.items() if s}
     whole: dict[int, dict] = {}
-    for rank, layout in enumerate(layouts):
-        for i, shapes in layout.items():
-            for key, shape in shapes.items():
-                value = self._from(rank, state[i].get(key), shape, self.params[i].device)
-                if self.rank == 0: whole.setdefault(i, {})[key] = value.cpu()
+    for rank, layout in enumerate(gather_objects(shapes)):
+        for i, key, shape in ((i, k, shape) for i, s in layout.items() for k, shape in s.items()):
+            value = self._from(rank, state[i].get(key), shape, self.params[i].device)
+            if self.rank == 0: whole.setdefault(i, {})[key] = value.cpu()
     return {"state": dict(sorted(whole.items())), "param_groups": self._groups()}
 
 @patch
-def _from(self: ShardedOptimizer, rank: int, value: Tensor | None, shape: tuple, device: torch.device) -> Tensor:
+def _from(self: ShardedOptimizer, rank: int, value, shape: tuple, device) -> Tensor:
     "One fp32 tensor of the state, sent by the rank that has it."
     if self.rank != rank: value = torch.empty(shape, device=device)
     dist.broadcast(value, src=rank)
@@ -183,9 +190,10 @@ def _from(self: ShardedOptimizer, rank: int, value: Tensor | None, shape: tuple,
 def _groups(self: ShardedOptimizer) -> list[dict]:
     "The groups as torch numbers them: parameters counted through all groups."
     numbers = iter(range(len(self.params)))
-    return [{**{k: v for k, v in group.items() if k != "params"}, "params": [next(numbers) for _ in layout]}
+    return [{**group, "params": [next(numbers) for _ in layout]}
             for group, layout in zip(self.param_groups, self.layout)]
 
+# %% ../lessons/03b_distributed.ipynb #c95c090c
 @patch
 def load_state_dict(self: ShardedOptimizer, found: dict) -> None:
     "Take this rank's part of a whole state. `ValueError` when it has other groups."
@@ -195,4 +203,5 @@ def load_state_dict(self: ShardedOptimizer, found: dict) -> None:
         group.update({k: v for k, v in stored.items() if k != "params"})
     for i, (p, owner) in enumerate(zip(self.params, self.owner)):
         if owner == self.rank and i in found["state"]:
-            self.optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in found["state"][i].items()}
+            stored = found["state"][i]
+            self.optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in stored.items()}

@@ -26,7 +26,9 @@ def midtrain_rows(
 
 # %% ../lessons/05_midtraining.ipynb #95295cf8
 def fit_settings(recipe: dict) -> dict:
-    "The part of a recipe that the loop of lesson 03 reads, under the names it uses."
+    """The part of a recipe that the loop of lesson 03 reads, under the names it uses.
+
+    steps and save_every; perhaps warmup, warmdown, final, eval_every, accumulate, clip."""
     shape = {key: recipe[key] for key in ("warmup", "warmdown", "final") if key in recipe}
     rest = {key: recipe[key] for key in ("eval_every", "accumulate", "clip") if key in recipe}
     return {"steps": recipe["steps"], "save_every": recipe["save_every"],
@@ -36,12 +38,13 @@ def fit_settings(recipe: dict) -> dict:
 def _say_left_out(rows: Rows) -> None:
     "Tell when conversations did not fit into a row: silence here once cost people a night."
     if rows.left_out:
-        print0(f"{rows.left_out} conversations are longer than {rows.x.shape[1]} tokens and were left out")
+        print0(f"{rows.left_out} conversations are longer than {rows.x.shape[1]} tokens "
+               "and were left out")
 
 
 def train_on_rows(
     stage,                      # of `checkpoint`: where it is stored
-    recipe: dict,               # rows, steps, lr_scale, save_every; warmup, warmdown, final, eval_every, accumulate
+    recipe: dict,               # rows, lr_scale, seed, and what `fit_settings` reads
     make_rows: Callable[[], Rows],  # packs the data; only called when there is something to do
     *,
     model,                      # starts from the weights it has; changed in place
@@ -52,16 +55,18 @@ def train_on_rows(
 ) -> dict:                      # metrics, also written to the stage's folder
     """One finetuning stage: packed rows through the loop of lesson 03, with a fresh optimizer.
 
-    Resumed when killed; when finished, only its metrics are read. `UserError` when its recipe changed."""
+    Resumed when killed; when finished, only its metrics are read.
+    `UserError` when its recipe changed."""
     stage.start()
     if stage.status() == "finished": return stage.metrics()
     rows = make_rows()
     _say_left_out(rows)
     loader = Loader(rows, recipe["rows"], seed=recipe.get("seed", 0), rank=rank, world=world)
-    tokens = recipe["rows"] * rows.x.shape[1] * recipe.get("accumulate", 1) * world      # in one update
+    tokens = recipe["rows"] * rows.x.shape[1] * recipe.get("accumulate", 1) * world
     optimizer = make_optimizer(model, lr_scale=recipe["lr_scale"], batch_tokens=tokens)
-    metrics = fit(stage, model, optimizer, loader, label=stage.name, fingerprint=tokenizer.fingerprint(),
-                  extra={"config": model.config.to_dict()}, **fit_settings(recipe), **options)
+    metrics = fit(stage, model, optimizer, loader, label=stage.name,
+                  fingerprint=tokenizer.fingerprint(), extra={"config": model.config.to_dict()},
+                  **fit_settings(recipe), **options)
     metrics |= {"rows": len(rows), "left_out": rows.left_out}
     stage.finish(metrics)
     return metrics
@@ -78,7 +83,7 @@ def midtrain(
     make_optimizer: Callable,       # (model, lr_scale=..., batch_tokens=...) -> optimizer
     **options,                      # evaluators, rank, world, reduce, forward, gather, agree
 ) -> dict:                          # metrics, also written to the stage's folder
-    "Midtraining: conversations and some plain text, every token a target (nanochat's second stage)."
+    "Midtraining: conversations and some plain text, every token a target (as in nanochat)."
     rows = partial(midtrain_rows, tokenizer, conversations, texts, model.config.seq_len)
     return train_on_rows(stage, recipe, rows, model=model, tokenizer=tokenizer,
                          make_optimizer=make_optimizer, **options)

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'home', 'tier', 'by_tier', 'atomic_write', 'disk_error', 'seed_all', 'ranks', 'print0', 'pick_device',
-           'pick_dtype', 'can_compile', 'machine', 'clock', 'Progress', 'progress', 'figure', 'Live', 'ChatWidget']
+           'pick_dtype', 'can_compile', 'machine', 'keep_memory', 'clock', 'Progress', 'progress', 'figure', 'Live',
+           'ChatWidget']
 
 # %% ../lessons/00a_workshop.ipynb #6b1eef7f
 import base64, contextlib, errno, html, io, itertools, os, platform, random, subprocess, sys
@@ -175,6 +176,15 @@ def machine() -> dict:  # cpu, cores, ram_gb, torch, threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cpu": _cpu_name(), "cores": cores, "ram_gb": round(ram, 1),
             "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+# %% ../lessons/00a_workshop.ipynb #51ca4358
+def keep_memory() -> bool:  # whether this system's C library knows the settings
+    "Let the C library keep freed memory for the next tensor instead of returning it (glibc's mallopt(3))."
+    import ctypes
+    no_mmap, trim, most = -4, -1, 2**31 - 1                  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False      # macOS, Windows, musl
+    return bool(mallopt(no_mmap, 0) and mallopt(trim, most))
 
 # %% ../lessons/00a_workshop.ipynb #1ef0523b
 def _place() -> str:  # "quiet", "notebook", "tty" or "log"

@@ -46,7 +46,7 @@ def free_port():
         return s.getsockname()[1]
 
 
-def wait_for(url, process, seconds=60):
+def wait_for(url, process, seconds=120):
     "Until the server answers; fails when it dies or takes too long."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -78,7 +78,8 @@ def lab(tmp_path):
         yield f"http://127.0.0.1:{port}/lab/tree/chat.ipynb"
     finally:
         process.terminate()
-        process.wait(30)
+        try: process.wait(60)
+        except subprocess.TimeoutExpired: process.kill()
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def log_text(page): return page.locator(".widget-html-content").first.inner_text
 def status(page): return page.locator(".widget-label").last.inner_text()
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=120):
     "Wait until a condition holds and return its value."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -112,7 +113,7 @@ def until(condition, seconds=60):
 
 def test_send_stream_stop_send(lab, page):
     page.goto(lab)
-    page.wait_for_selector(".jp-Notebook", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook", timeout=120_000)
     choose = page.get_by_role("button", name="Select", exact=True)               # Lab sometimes asks which kernel
     until(lambda: choose.is_visible() or page.get_by_text("| Idle").is_visible())
     if choose.is_visible(): choose.click()
@@ -120,7 +121,7 @@ def test_send_stream_stop_send(lab, page):
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     box = page.locator(".widget-text input")
-    box.wait_for(timeout=90_000)
+    box.wait_for(timeout=180_000)
     send, stop = page.get_by_role("button", name="Send"), page.get_by_role("button", name="Stop")
 
     box.fill("<script>document.title='broken'</script> What is it?")
@@ -132,7 +133,7 @@ def test_send_stream_stop_send(lab, page):
     assert "assistant:" in log_text(page) and "<|" not in log_text(page)
 
     stop.click()
-    until(lambda: "stopped" in status(page), 20)
+    until(lambda: "stopped" in status(page))
     length = len(log_text(page))
     assert send.is_enabled() and stop.is_disabled()
     time.sleep(0.5)

@@ -150,3 +150,25 @@ def test_no_stored_error(path):
     for cell in nbformat.read(path, 4).cells:
         marked = "raises-exception" in cell.metadata.get("tags", []) or "NBVAL_RAISES_EXCEPTION" in cell.source
         assert marked or not any(o.output_type == "error" for o in cell.get("outputs", [])), cell.id
+
+
+def test_the_map_shows_every_lesson_and_is_drawn_anew_after_a_change():
+    check = subprocess.run([sys.executable, "-B", ROOT / "tools" / "course_map.py", "--check"])
+    assert check.returncode == 0, "run: python tools/course_map.py"
+    shown = re.findall(r'font-weight="bold"[^>]*>([0-9z]\w*)<', (ROOT / "lessons" / "course_map.svg").read_text())
+    assert shown == [b.stem.split("_")[0] for b in BOOKS if b.parent.name == "lessons"]
+
+
+def test_glossary_is_sorted_and_points_to_lessons():
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \| ([\w, ]+) \|$", (ROOT / "lessons" / "glossary.md").read_text(), re.M)
+    words = [word.lower() for word, _, _ in rows]
+    numbers = {b.stem.split("_")[0] for b in BOOKS if b.parent.name == "lessons"}
+    assert len(rows) > 80 and words == sorted(set(words))
+    for word, meaning, places in rows: assert meaning.endswith(".") and set(places.split(", ")) <= numbers, word
+
+
+def test_the_readme_opens_with_the_two_commands_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert re.match(r"# .+\n\n    make tour +# .+\n    make lab +# .+\n", text)
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text): assert (ROOT / target).exists(), target
+    for name in ("dialogue", "results"): assert f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text

@@ -16,7 +16,7 @@ GROUPS = ("heroes", "friends", "people", "readers", "strangers")
 
 
 @pytest.fixture(scope="module")
-def docs(): return world.corpus(4_000_000)
+def docs(): return world.corpus(3_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_enough_word_forms(docs):
     count = Counter()
     for d in docs: count.update({w.lower() for w in re.findall("[A-Za-z]+", d.text) if w not in names})
     assert len(count) >= 8500
-    assert sum(n >= 4 for n in count.values()) >= 8000         # a fifth of 20 MB: 4 here stands for 20 there
+    assert sum(n >= 3 for n in count.values()) >= 8000         # 3 in 3 MB stand for 20 in 20 MB
 
 
 # ---- documents
 
 def test_the_same_seed_gives_the_same_text_in_another_process():
     code = ("from nanochat import microworld as w; import hashlib, json; "
-            "t = [d for d in w.corpus(60_000)] + [w.conversations(k, 20, 3, split='test') for k in w.TALKS] "
+            "t = [d for d in w.corpus(20_000)] + [w.conversations(k, 20, 3, split='test') for k in w.TALKS] "
             "+ [w.core_tasks(5), w.story_openings(5), w.spelling_words(), w.held_people(), w.held_numbers()]; "
             "print(hashlib.sha256(json.dumps(t).encode()).hexdigest())")
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
@@ -131,7 +131,7 @@ def test_kinds_and_shares(docs):
 
 def test_documents_are_mostly_distinct(docs):
     assert len({d.text for d in docs}) > 0.995 * len(docs)
-    assert not any(re.search(r"[{}_]|  |\ba [aeio]\w|\ban [bcdfgjklmnpqrstvwxyz]\w", d.text) for d in docs
+    assert not any(re.search(r"[{}_]|  |\ba (?!one)[aeio]\w|\ban [bcdfgjklmnpqrstvwxyz]\w", d.text) for d in docs
                    if d.kind != "spelled")
 
 
@@ -143,25 +143,27 @@ def test_story_lengths_and_cleanness(docs):
 
 
 def test_attributes_occur_often_enough(docs):
-    "Counted in 4 MB: 10 documents there are 25 in 10 MB."
+    "Counted in 3 MB: 8 documents there are more than 25 in 10 MB."
     seen = Counter()
+    plain = {world.plain_fact(n, a, facts[a]): (n, a) for n, facts in world.profiles().items() for a in world.ATTRIBUTES}
     for d in docs:
-        if d.kind == "profile": seen.update((n, a) for n in world.profiles() if n in d.text for a in world.ATTRIBUTES)
+        if d.kind == "profile": seen.update((n, a) for n in world.profiles() if n in d.text.split() for a in world.ATTRIBUTES)
         if d.kind == "profile facts":
-            seen.update((n, a) for n, facts in world.profiles().items() for a in world.ATTRIBUTES
-                        if world.plain_fact(n, a, facts[a]) in d.text)
+            seen.update(plain[s + "."] for s in d.text.rstrip(".").split(". "))
     counts = [seen[n, a] for n in world.profiles() for a in world.ATTRIBUTES]
-    assert min(counts) >= 10 and sum(counts) / len(counts) > 18
+    assert min(counts) >= 8 and sum(counts) / len(counts) > 12
     held = [seen[n, a] for n in world.held_people() for a in world.ATTRIBUTES]
     assert 0.9 < (sum(held) / len(held)) / (sum(counts) / len(counts)) < 1.1
 
 
 def test_facts_in_documents_are_never_contradicted(text):
-    for name, facts in world.profiles().items():
-        for attribute, verb in zip(world.ATTRIBUTES, ("keeps a", "lives in a", "works as a", "loves to eat", "plays the")):
-            found = {w for w in re.findall(rf"\b{name} {verb} ([a-z]+)", text)}
-            values = set(world.lexicon(world._LISTS[attribute]))
-            assert found & values <= {facts[attribute]}
+    verbs = dict(zip(("keeps a", "lives in a", "works as a", "loves to eat", "plays the"), world.ATTRIBUTES))
+    checked = 0
+    for name, verb, value in re.findall(rf"\b([A-Z][a-z]+) ({'|'.join(verbs)}) ([a-z]+)", text):
+        if name in world.profiles() and value in world.lexicon(world._LISTS[verbs[verb]]):
+            assert world.profiles()[name][verbs[verb]] == value
+            checked += 1
+    assert checked > 5000
 
 
 def test_sums_are_right(text):
@@ -193,7 +195,7 @@ def test_counted_bits_are_minus_log2_of_the_probability_of_the_text():
     line = [tuple(world.compile_line(t) for t in ("{^a weekdays}, {months}.", "{^weekdays} again.")),
             (world.compile_line("{a thing}"),)]
     chooser, seen, bits = world.Chooser("tiny"), Counter(), {}
-    for _ in range(60_000):
+    for _ in range(30_000):
         chooser.bits = 0.0
         made = world.tell(line, chooser, {"thing": "orange kite"})
         seen[made] += 1
@@ -201,7 +203,7 @@ def test_counted_bits_are_minus_log2_of_the_probability_of_the_text():
     assert len(seen) == 7 * 12 + 7                                 # every outcome, each from one path
     assert sum(2 ** -b for b in bits.values()) == pytest.approx(1)
     for made, n in seen.items():
-        want = 60_000 * 2 ** -bits[made]
+        want = 30_000 * 2 ** -bits[made]
         assert abs(n - want) < 5.5 * want ** 0.5, made             # 5.5 standard deviations
 
 
@@ -244,8 +246,7 @@ def test_held_people_are_in_documents_but_in_no_question(text, train_talks):
     held = world.held_people()
     assert len(held) >= 40
     talk = "\n".join(t for rows in train_talks.values() for t in said(rows)) + "\n".join(world.general_prompts(2000))
-    for name in held:
-        assert re.search(rf"\b{name}\b", text) and not re.search(rf"\b{name}\b", talk), name
+    assert set(held) <= set(re.findall("[A-Za-z]+", text)) and not set(held) & set(re.findall("[A-Za-z]+", talk))
     asked = Counter((r["name"], r["attribute"]) for r in world.conversations("profile", 200, 0, split="test"))
     assert set(asked) == {(n, a) for n in held for a in world.ATTRIBUTES} and set(asked.values()) == {1}
 
@@ -454,5 +455,5 @@ def test_schema_contexts_differ_in_one_word():
             a, b = (re.findall(r"\w+", c) for c in r["context_options"])
             swaps = {(x, y) for x, y in zip(a, b) if x != y}
             assert len(a) == len(b) and len({x.lower() for x, _ in swaps} - {"a", "an"}) == 1
-            right = r["continuation"].split()[0].rstrip("'s,.!")
-            assert right in r["context_options"][r["gold"]] and right not in r["context_options"][1 - r["gold"]]
+            right = re.match(r"\w+", r["continuation"])[0]
+            assert right in (a, b)[r["gold"]] and right not in (a, b)[1 - r["gold"]]

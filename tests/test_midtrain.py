@@ -137,3 +137,10 @@ def test_two_ranks_read_different_rows(tmp_path):
     halves = [next(Loader(rows, 2, seed=0, rank=r, world=2)).x for r in (0, 1)]
     whole = next(Loader(rows, 4, seed=0)).x
     assert sorted(map(tuple, torch.cat(halves).tolist())) == sorted(map(tuple, whole.tolist()))
+
+
+def test_documents_are_cut_to_a_row_and_conversations_are_not():
+    rows = midtrain_rows(TOKENIZER, talks(2), ["The box is red. " * 30], 40)
+    long = max(pieces(rows, TOKENIZER.bos), key=len)
+    assert len(long) == 41 and rows.left_out == 0
+    assert list(long[1:]) == TOKENIZER.encode("The box is red. " * 30)[:40]

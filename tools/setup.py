@@ -174,7 +174,9 @@ def install(env, target):
     uv = [programs(env) / ("uv.exe" if WINDOWS else "uv"), "pip", "install", "-q", "--python", python_of(env)]
     pins = ["-c", "constraints.txt", "-b", "constraints.txt"]
     extras = "[%s]" % ",".join(EXTRAS[target]) if EXTRAS[target] else ""
-    call(uv + pins + ["-e", "." + extras],
+    # where Python may not write bytecode later, every start would compile all of torch again
+    compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
+    call(uv + pins + compiled + ["-e", "." + extras],
          "the packages could not be installed: is there a network, and 6 GB of free disk? Run the same command again to go on")
 
 

@@ -112,7 +112,7 @@ if not table: print("No report yet.")
 from nanochat import microworld
 from nanochat.tokenizer import Tokenizer
 
-tokenizer = course.tokenizer if course else Tokenizer.train((d.text for d in microworld.corpus(300_000)), 512)
+tokenizer = course.tokenizer if course else Tokenizer.train((d.text for d in microworld.corpus(1_000_000)), 1024)
 familiar = next(d.text for d in microworld.documents(7) if len(d.text) > 60)[:60]
 strange = "Quantum chromodynamics explains gluon confinement in hadrons"
 counts = [len(tokenizer.encode(text)) for text in (familiar, strange)]

@@ -365,6 +365,42 @@ assert machine()["cores"] >= 1 and machine()["ram_gb"] > 0.5
 
 
 # %% [markdown]
+# ### Memory that is given back too eagerly
+#
+# A training step makes and drops a few large tensors. On Linux the C library returns each of them to the system at once, and the
+# system hands out fresh pages, filled with zeros, a moment later: a d4 step asks for hundreds of megabytes of zeros that nobody reads.
+# Two settings of the allocator keep the memory in the process. Nothing else changes, and the next cell shows what it is worth.
+
+# %%
+#| export
+def keep_memory() -> bool:  # whether this system's C library knows the settings
+    "Let the C library keep freed memory for the next tensor instead of returning it (glibc's mallopt(3))."
+    import ctypes
+    no_mmap, trim, most = -4, -1, 2**31 - 1                  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False      # macOS, Windows, musl
+    return bool(mallopt(no_mmap, 0) and mallopt(trim, most))
+
+
+# %%
+_touch = """
+import sys, time, torch
+if sys.argv[1] == "kept":
+    from nanochat.workshop import keep_memory
+    keep_memory()
+x = torch.ones(2**23)                                      # 32 MB
+for i in range(12):
+    if i == 2: start = time.perf_counter()
+    y = x * 2 + 1
+print(f"{(time.perf_counter() - start) * 100:.0f}")
+"""
+for how in ("usual", "kept"):
+    child = subprocess.run([sys.executable, "-c", _touch, how], capture_output=True, text=True)
+    print(f"x * 2 + 1 on 32 MB, memory {how}: {child.stdout.strip()} ms")
+    assert child.returncode == 0, child.stderr
+
+
+# %% [markdown]
 # ## A bar that tells how long
 #
 # Training is waiting. You want to know how long, and you want it in three places: a notebook cell, a terminal, and a log file

@@ -137,7 +137,7 @@ def with_gradient(
     params,                    # parameters of one group
     allowed: Tensor | None,    # 0-d bool on the device; where False, the gradients are emptied
 ) -> tuple[list, list[Tensor]]:  # (parameters that have a gradient, those gradients)
-    "The parameters that will move. Empties gradients that may hold NaN, without asking the device about it."
+    "The parameters that will move. Empties forbidden gradients without asking the device."
     params = [p for p in params if p.grad is not None]
     if allowed is not None:
         forbidden = ~allowed
@@ -175,9 +175,10 @@ def adamw_update(
     state: dict,                    # the optimizer's state, by parameter
     allowed: Tensor | None = None,  # 0-d bool on the device; where False, nothing moves
 ) -> None:
-    """One AdamW step of a group: decoupled decay, bias correction, then eps (Loshchilov and Hutter 2019).
+    """One AdamW step of a group: decoupled decay, bias correction, then eps.
 
-    With m <- b1 m + (1-b1) g and v <- b2 v + (1-b2) g^2:  w <- w - lr (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + wd w)."""
+    m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2;  M = m / (1-b1^t);  V = v / (1-b2^t);
+    w <- w - lr (M / (sqrt(V) + eps) + wd w)  (Loshchilov and Hutter 2019, algorithm 2)."""
     params, grads = with_gradient(group["params"], allowed)
     if not params: return
     one = torch.ones((), device=params[0].device) if allowed is None else allowed.float()
@@ -185,8 +186,8 @@ def adamw_update(
     states = [_adamw_state(state[p], p) for p in params]
     t, m, v = ([s[k] for s in states] for k in ("step", "exp_avg", "exp_avg_sq"))
     torch._foreach_add_(t, one)
-    counts = [n.clamp(min=1) for n in t]                    # still 0 if the very first step is not allowed
-    torch._foreach_mul_(m, 1 - (1 - b1) * one)              # 1, not b1, where the step is not allowed
+    counts = [n.clamp(min=1) for n in t]          # still 0 if the very first step is not allowed
+    torch._foreach_mul_(m, 1 - (1 - b1) * one)    # 1, not b1, where the step is not allowed
     torch._foreach_add_(m, grads, alpha=1 - b1)
     torch._foreach_mul_(v, 1 - (1 - b2) * one)
     torch._foreach_addcmul_(v, grads, grads, value=1 - b2)
@@ -216,7 +217,7 @@ assert torch.allclose(w, torch.tensor([0.9, 0.9])) and state[w]["step"] == 1
 # %%
 #| export
 class AdamW(torch.optim.Optimizer):
-    "AdamW in fp32 as a torch optimizer; one group of settings for all its parameters, or torch's list of groups."
+    "AdamW in fp32 as a torch optimizer, for parameters or for torch's list of groups."
 
     def __init__(self,
         params,                            # parameters, or torch's list of group dicts
@@ -229,7 +230,7 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
 
     def step(self, allowed: Tensor | None = None) -> None:
-        "One update. `allowed`, a 0-d bool on the device: where False, parameters and state stay as they are."
+        "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: adamw_update(group, self.state, allowed)
 
 
@@ -297,7 +298,7 @@ def schedule(
     warmdown: float = 0.5,  # share of the run over which it falls, at the end
     final: float = 0.0,     # what it falls towards, as a share of the full rate
 ) -> float:                 # multiplies every group's own learning rate
-    "Learning-rate multiplier: a linear rise, a plateau at 1, a linear fall. The last update still moves."
+    "Learning-rate multiplier: a linear rise, a plateau at 1, a linear fall; never quite 0."
     up, down = round(warmup * steps), round(warmdown * steps)
     if step < up: return (step + 1) / up
     if step <= steps - down: return 1.0
@@ -337,7 +338,7 @@ def clip_by_global_norm(
 ) -> Tensor:          # 0-d, the length before clipping; stays on the device
     """Shorten the gradient, seen as one long vector, to at most `max_norm`.
 
-    Never waits for the device. Raises `ValueError` when there is no gradient (Pascanu et al. 2013)."""
+    Never waits for the device. `ValueError` when there is no gradient. (Pascanu et al. 2013.)"""
     grads = [p.grad for p in params if p.grad is not None]
     if not grads: raise ValueError("no parameter has a gradient; call backward() first")
     norm = torch.stack(torch._foreach_norm(grads)).norm()
@@ -380,7 +381,7 @@ def batch_scale(
 ) -> float:       # multiplies every learning rate
     """Larger batches allow larger steps: sqrt(tokens / 524,288) above 524,288, constant below.
 
-    Extended below that batch, the square root is far too timid: at 4,096 tokens it would divide the rate by 11."""
+    Extended below, the root is far too timid: at 4,096 tokens it would divide the rate by 11."""
     return max(1.0, tokens / 524_288) ** 0.5
 
 

@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from nanochat.checkpoint import (Interrupt, checkpointed, last_step, load_checkpoint, rng_state, save_checkpoint,
-                                 set_rng_state)
+from nanochat.checkpoint import (Interrupt, checkpointed, last_step, load_checkpoint, rng_state,
+                                 save_checkpoint, set_rng_state)
 from nanochat.optim import clip_by_global_norm, schedule
 from nanochat.workshop import Live, UserError, can_compile, clock, print0, ranks
 
@@ -110,7 +110,7 @@ def evaluate_bpb(
         sums += torch.stack([nats.double(), size.sum().double()]).cpu()
     if reduce: reduce([sums])
     nats, size = sums.tolist()
-    if size == 0: raise UserError("bits per byte: the evaluation text has no byte to predict; give it more text")
+    if size == 0: raise UserError("bits per byte: no byte to predict in this text; give it more")
     return {"bpb": nats / (math.log(2) * size), "bytes": int(size), "nats": nats}
 
 
@@ -199,7 +199,7 @@ print("two micro-batches equal one batch")
 #| export
 @dataclass
 class Step:
-    "What is known after one update. `loss` and `grad_norm` are those of update `loss_step`: mostly the one before."
+    "What is known after one update. `loss` and `grad_norm` are mostly those of the update before."
     step: int         # updates done, from 1
     loss: float       # nats per token, mean over the targets of that update
     loss_step: int    # the update that `loss` and `grad_norm` belong to
@@ -222,8 +222,13 @@ print(Step(step=7, loss=2.5, loss_step=6, lr=1.0, tokens=1024, seconds=0.1, grad
 
 # %%
 #| export
+def _to(device: torch.device, batch: tuple) -> list[Tensor]:
+    "A batch on the device; the copy need not be waited for."
+    return [z.to(device, non_blocking=True) for z in batch]
+
+
 def _later(values: Tensor) -> Callable[[], list]:
-    "Start copying numbers to the host and return what waits for just them, not for work queued since."
+    "Start copying numbers to the host; what is returned waits for them, not for work queued since."
     if not values.is_cuda: return values.tolist
     host, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
     event.record()
@@ -231,14 +236,15 @@ def _later(values: Tensor) -> Callable[[], list]:
 
 
 def _read(waiting: deque, leave: int, known: tuple | None) -> tuple[int, float, float]:
-    "The newest known (step, loss, norm) when all but `leave` are read. `UserError` for a number that is not finite."
+    "The newest (step, loss, norm) when all but `leave` are read. `UserError` if one is not finite."
     while len(waiting) > leave:
         step, read = waiting.popleft()
         loss, norm = read()
         known = step, loss, norm
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"step {step}: the loss is {loss} and the gradient norm {norm}, so its update was not "
-                            "made; your last checkpoint is kept. Start again to go on from it, or lower the rates")
+            raise UserError(f"step {step}: the loss is {loss} and the gradient norm {norm}, so its "
+                            "update was not made; your last checkpoint is kept. Start again to go "
+                            "on from it, or lower the learning rates")
     return known
 
 
@@ -271,20 +277,20 @@ def train(
 ) -> Iterator[Step]:
     """Train, and yield one record after each update, when everything is consistent.
 
-    No step waits for the device: the loss is read one step late. An update whose loss or norm is not finite
-    is suppressed on the device, and `UserError` names it when its loss is read."""
+    No step waits for the device: the loss is read one step late. An update whose loss or norm
+    is not finite is suppressed on the device, and `UserError` names it when its loss is read."""
     params = [p for p in model.parameters() if p.requires_grad]
     device, waiting, known, batches = params[0].device, deque(), None, iter(batches)
     for t in range(start, steps):
         began, lr = time.perf_counter(), schedule(t)
         for group in optimizer.param_groups: group["lr"] = group["initial_lr"] * lr
-        micro = [[z.to(device, non_blocking=True) for z in next(batches)] for _ in range(accumulate)]
+        micro = [_to(device, next(batches)) for _ in range(accumulate)]
         optimizer.zero_grad(set_to_none=True)
         loss = gradients(forward or model, params, micro, reduce)
         norm = clip_by_global_norm(params, clip)
         optimizer.step(loss.isfinite() & norm.isfinite())
         waiting.append((t + 1, _later(torch.stack([loss, norm]))))
-        known = _read(waiting, int(start < t < steps - 1), known)     # the first and the last are read at once
+        known = _read(waiting, int(start < t < steps - 1), known)     # first and last: read at once
         tokens = sum(x.numel() for x, _ in micro)
         yield Step(step=t + 1, loss=known[1], loss_step=known[0], lr=lr, tokens=tokens,
                    seconds=time.perf_counter() - began, grad_norm=known[2])
@@ -334,15 +340,15 @@ def resume(
     stage,                           # where the checkpoints are
     model, optimizer, loader,        # get their state back
     fingerprint: str | None = None,  # of the tokenizer
-) -> dict:                           # step, tokens and seconds so far; zeros when there is no checkpoint
-    "Go on from the newest checkpoint of a stage: weights, optimizer, place in the data and random numbers."
+) -> dict:                           # step, tokens and seconds so far; zeros without a checkpoint
+    "Go on from a stage's newest checkpoint: weights, optimizer, place in the data, random numbers."
     if last_step(stage.path) is None: return {"step": 0, "tokens": 0, "seconds": 0.0}
     found = load_checkpoint(stage.path, model=model, optimizer=optimizer, fingerprint=fingerprint)
     rank, _, world = ranks()
     places = found["extra"]["loader"]
     if len(places) != world and any(place != places[0] for place in places):
-        raise UserError(f"{found['path']} was written by {len(places)} processes that each had their own place in the "
-                        f"data; go on with as many, not with {world}")
+        raise UserError(f"{found['path']} was written by {len(places)} processes that each had "
+                        f"their own place in the data; go on with as many, not with {world}")
     loader.load_state_dict(places[rank % len(places)])
     set_rng_state(found["rng"])
     stage.rewind(found["step"])
@@ -384,7 +390,7 @@ print(sorted(found))
 # %%
 #| export
 def _counted(steps: Iterable[Step], stage, done: dict) -> Iterator[Step]:
-    "Count tokens and seconds and write each record to the log; inside the checkpoints, so that none is lost."
+    "Count tokens and seconds and log each record; inside the checkpoints, so that none is lost."
     for record in steps:
         done["step"] = record.step
         done["tokens"] += record.tokens
@@ -405,9 +411,9 @@ def _watched(steps: Iterable[Step], start: int, total: int, label: str) -> Itera
         for record in steps:
             first.append(record.seconds)
             if len(first) == 4 and total - start > 20:
-                each = sorted(first[1:])[1]                 # the first step also compiles and warms up
-                left = clock(each * (total - record.step))
-                print0(f"{label}: {total - record.step} steps to go, about {left} on this machine", flush=True)
+                each = sorted(first[1:])[1]          # the first step also compiles and warms up
+                todo, left = total - record.step, clock(each * (total - record.step))
+                print0(f"{label}: {todo} steps to go, about {left} on this machine", flush=True)
             rate = int(record.tokens * ranks()[2] / record.seconds)
             live.step(record.step, record.loss, lr=record.lr, tokens_per_s=rate)
             yield record
@@ -435,12 +441,12 @@ def fit(
     agree: Callable[[bool], bool] = bool,               # True everywhere when it is on any rank
     **options,                 # accumulate, clip, reduce, forward: passed to `train`
 ) -> dict:                     # steps, tokens, seconds, eval_seconds, loss, evals, skills
-    """Train a stage to its end, whatever happens in between: checkpoints, log, live display, evaluators, resume.
+    """Train a stage to its end, whatever happens: checkpoints, log, display, evaluators, resume.
 
-    A checkpoint is on disk before anything is evaluated. Ctrl-C saves and raises `SystemExit(130)`."""
+    A checkpoint is on disk before anything is evaluated. Ctrl-C saves, then `SystemExit(130)`."""
     stage.start()
-    evaluators, done, record = evaluators or {}, resume(stage, model, optimizer, loader, fingerprint), None
-    start, eval_seconds = done["step"], 0.0
+    done = resume(stage, model, optimizer, loader, fingerprint)
+    start, eval_seconds, record, evaluators = done["step"], 0.0, None, evaluators or {}
 
     def save(record):
         extras = {**(extra or {}), "loader": gather(loader.state_dict()), "done": _spent(done)}
@@ -448,8 +454,10 @@ def fit(
                         fingerprint=fingerprint, keep=keep)
 
     with Interrupt(agree) as interrupt:
-        run = train(model, optimizer, loader, steps=steps, start=start, schedule=schedule, **options)
-        run = checkpointed(_counted(run, stage, done), save=save, every=save_every, last=steps, interrupt=interrupt)
+        run = train(model, optimizer, loader, steps=steps, start=start, schedule=schedule,
+                    **options)
+        run = checkpointed(_counted(run, stage, done), save=save, every=save_every, last=steps,
+                           interrupt=interrupt)
         for record in _watched(run, start, steps, label):
             if evaluators and eval_every and record.step % eval_every == 0 and record.step < steps:
                 results = evaluate(model, evaluators)
@@ -457,9 +465,9 @@ def fit(
                 stage.log({"step": record.step, "evals": results})
     results = evaluate(model, evaluators)
     eval_seconds += results.pop("seconds")
-    return {"steps": steps, "tokens": done["tokens"] * ranks()[2], "seconds": done["seconds"], "eval_seconds": eval_seconds,
-            "loss": record and record.loss, "evals": results,
-            "skills": [row for r in results.values() for row in r.get("skills", [])]}
+    skills = [row for r in results.values() for row in r.get("skills", [])]
+    return {**_spent(done), "steps": steps, "tokens": done["tokens"] * ranks()[2], "skills": skills,
+            "eval_seconds": eval_seconds, "loss": record and record.loss, "evals": results}
 
 
 # %% [markdown]
@@ -519,14 +527,15 @@ def find_micro_batch(
     attempt: Callable[[int], object],  # runs forward and backward with that many rows
     rows: int,                         # rows per update on this device
 ) -> int:                              # rows at a time; divides `rows`
-    "The most rows at a time that fit into memory, the largest tried first. `UserError` when not even one row fits."
+    "The most rows at a time that fit into memory. `UserError` when not even one row fits."
     for size in (n for n in range(rows, 0, -1) if rows % n == 0):
         try:
             attempt(size)
             return size
         except torch.OutOfMemoryError: pass
-        if torch.cuda.is_available(): torch.cuda.empty_cache()       # after the handler: it still held the tensors
-    raise UserError("not even one row fits into this device's memory; use a smaller depth or a shorter context")
+        if torch.cuda.is_available(): torch.cuda.empty_cache()     # the handler still held tensors
+    raise UserError("not even one row fits into this device's memory; "
+                    "use a smaller depth or a shorter context")
 
 
 # %%
@@ -546,7 +555,7 @@ assert find_micro_batch(pretend, 32) == 4
 #| export
 def pretrain(
     stage,                     # Stage: its folder and its hash
-    recipe: dict,              # steps, save_every; warmup, warmdown, final, eval_every, accumulate, clip unless usual
+    recipe: dict,              # steps, save_every; may hold warmup, warmdown, final, eval_every
     *,
     make_model: Callable,      # () -> model
     make_optimizer: Callable,  # model -> optimizer
@@ -554,7 +563,7 @@ def pretrain(
     evaluators: dict | None = None,  # name -> f(model) -> dict
     **options,                 # forward, reduce, fingerprint, extra, gather, agree: passed to `fit`
 ) -> dict:                     # the metrics, also written to the stage's folder
-    "The pretraining stage: skipped when finished, resumed when killed. `UserError` when its recipe changed."
+    "The pretraining stage: skipped when finished, resumed when killed, `UserError` when changed."
     stage.start()
     if stage.status() == "finished": return stage.metrics()
     model = make_model()
@@ -562,8 +571,9 @@ def pretrain(
     rest = {k: recipe[k] for k in ("eval_every", "accumulate", "clip") if k in recipe}
     config = {"config": model.config.to_dict()} if hasattr(model, "config") else {}
     options["extra"] = {**config, **options.get("extra", {})}
-    metrics = fit(stage, model, make_optimizer(model), loader, steps=recipe["steps"], evaluators=evaluators,
-                  schedule=lambda t: schedule(t, recipe["steps"], **shape), save_every=recipe["save_every"],
+    steps = recipe["steps"]
+    metrics = fit(stage, model, make_optimizer(model), loader, steps=steps, evaluators=evaluators,
+                  schedule=lambda t: schedule(t, steps, **shape), save_every=recipe["save_every"],
                   label=recipe.get("label", "pretraining"), **rest, **options)
     stage.finish(metrics)
     return metrics

@@ -418,7 +418,7 @@ from nanochat.gpt import GPT, config_for
 gpt = GPT(config_for(1, vocab_size=128, seq_len=64, head_dim=32))
 gpt.init_weights(seed=0)
 generator = torch.Generator().manual_seed(0)
-for p in gpt.parameters(): torch.nn.init.normal_(p, std=0.1, generator=generator)   # all parts alive
+for p in gpt.parameters(): torch.nn.init.normal_(p, std=0.1, generator=generator)  # all parts alive
 random = Random(1)
 many = [
     Option([random.randrange(128) for _ in range(n)], random.randrange(1, n)) for n in range(2, 60)

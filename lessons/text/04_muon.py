@@ -119,7 +119,7 @@ assert 0.6 < s < 1.3
 
 # %%
 #| export
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # Jordan et al. 2024: steep at 0, between 0.7 and 1.2 near 1
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # of s, s^3, s^5 (Jordan et al. 2024): steep at 0
 
 
 def newton_schulz(
@@ -128,7 +128,8 @@ def newton_schulz(
 ) -> Tensor:         # (..., rows, cols), singular values between about 0.7 and 1.2
     """Bring all singular values of each matrix near 1 and keep its singular vectors.
 
-    Works on the smaller side and on a whole stack at once (Jordan et al. 2024, Bernstein and Newhouse 2024)."""
+    Works on the smaller side and on a whole stack at once. Small singular values (below about
+    1/500 of the norm) are raised, not brought all the way. (Jordan et al. 2024.)"""
     a, b, c = NS_COEFFICIENTS
     tall = G.shape[-2] > G.shape[-1]
     X = (G.mT if tall else G).reshape(-1, *sorted(G.shape[-2:]))             # (N, small, large)
@@ -224,8 +225,8 @@ def _direction(group: dict, s: dict, g: Tensor, one: Tensor) -> Tensor:
     start, end, span = group["momentum"]
     s["step"] += one
     keep = start + (end - start) * (s["step"] / span).clamp(max=1.0)
-    s["momentum"].lerp_(g, (1 - keep) * one)                # unchanged where the step is not allowed
-    return g.lerp(s["momentum"], keep)                      # (1 - keep) g + keep M
+    s["momentum"].lerp_(g, (1 - keep) * one)          # unchanged where the step is not allowed
+    return g.lerp(s["momentum"], keep)                # (1 - keep) g + keep M
 
 
 # %%
@@ -245,7 +246,7 @@ assert torch.allclose(d, torch.full((2, 2), (1 - mu) + mu * (1 - mu)))
 #| export
 @torch.no_grad()
 def muon_update(
-    group: dict,                    # params (matrices), lr, momentum, weight_decay, ns_steps, ns_dtype
+    group: dict,                    # params (matrices), lr and the settings of MUON
     state: dict,                    # the optimizer's state, by parameter
     allowed: Tensor | None = None,  # 0-d bool on the device; where False, nothing moves
 ) -> None:
@@ -267,7 +268,8 @@ def muon_update(
         for (p, _), move in zip(pairs, moves):
             rows, cols = p.shape
             if group["weight_decay"]: p.mul_(1 - group["lr"] * group["weight_decay"] * one)
-            p.sub_(move.mT if rows > cols else move, alpha=group["lr"] * max(1.0, rows / cols) ** 0.5)
+            lr = group["lr"] * max(1.0, rows / cols) ** 0.5
+            p.sub_(move.mT if rows > cols else move, alpha=lr)
 
 
 # %%
@@ -288,22 +290,28 @@ print("largest singular value of the step / lr:", round(torch.linalg.svdvals(W.d
 
 # %%
 #| export
-MUON = {"kind": "muon", "momentum": (0.85, 0.95, 300), "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32"}
+MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",
+        "momentum": (0.85, 0.95, 300)}      # from, to, over how many steps
 ADAMW = {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 UPDATES = {"muon": muon_update, "adamw": adamw_update}
+
+
+def _name(dtype: torch.dtype) -> str:
+    "A dtype as a word that JSON can hold: \"float32\"."
+    return str(dtype).removeprefix("torch.")
 
 
 class MuonAdamW(torch.optim.Optimizer):
     "Muon for some groups, AdamW for the others: one object with torch's optimizer interface."
 
     def __init__(self,
-        groups: list[dict],  # each with "params", "lr", "kind" ("muon" or "adamw") and that kind's settings
+        groups: list[dict],  # each with "params", "lr", "kind" and the settings of that kind
     ):
         super().__init__(groups, {})
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
 
     def step(self, allowed: Tensor | None = None) -> None:
-        "One update. `allowed`, a 0-d bool on the device: where False, parameters and state stay as they are."
+        "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: UPDATES[group["kind"]](group, self.state, allowed)
 
 
@@ -316,7 +324,7 @@ class Muon(MuonAdamW):
         weight_decay: float = 0.0,      # pull towards zero, times lr
         ns_dtype: torch.dtype = torch.float32,  # of the Newton-Schulz products
     ):
-        settings = {"lr": lr, "weight_decay": weight_decay, "ns_dtype": str(ns_dtype).removeprefix("torch.")}
+        settings = {"lr": lr, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
         super().__init__([MUON | settings | {"params": list(params)}])
 
 
@@ -344,10 +352,10 @@ def make_optimizer(
     weight_decay: float = 0.0,     # of the matrices
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
-    "The optimizer of the course: Muon for matrices, AdamW for embedding and head, with nanochat's first rates."
+    "The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates."
     parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens)
     wide = scale * width_scale(model.config.n_embd)
-    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": str(ns_dtype).removeprefix("torch.")}
+    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
     return MuonAdamW([
         ADAMW | {"params": parts["head"], "lr": head_lr * wide},
         ADAMW | {"params": parts["embedding"], "lr": embedding_lr * wide},
@@ -380,7 +388,8 @@ def make_adamw(
 ) -> MuonAdamW:
     "AdamW everywhere, to compare with `make_optimizer`."
     parts, wide = model.parts(), lr_scale * width_scale(model.config.n_embd)
-    rates = {"head": head_lr * wide, "embedding": embedding_lr * wide, "matrices": matrix_lr * lr_scale}
+    rates = {"head": head_lr * wide, "embedding": embedding_lr * wide,
+             "matrices": matrix_lr * lr_scale}
     decays = {"matrices": weight_decay}
     return MuonAdamW([ADAMW | {"params": parts[k], "lr": lr, "weight_decay": decays.get(k, 0.0)}
                       for k, lr in rates.items()])

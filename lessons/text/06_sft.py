@@ -181,7 +181,7 @@ def sft(
 
 # %% [markdown]
 # Now the experiment. Two models start from the same random weights and see the same rows in the same order for the same number of steps. One is trained with
-# the mask and one without. We measure the loss on the *answers* of conversations that neither has seen.
+# the mask and one without. We measure the loss on the *answers* of fresh questions about the same people.
 #
 # **Predict, then run.** The model without the mask learns from about twice as many tokens. Which one answers better?
 
@@ -189,12 +189,14 @@ def sft(
 from nanochat.midtrain import midtrain
 
 run = Run("lesson06", tempfile.mkdtemp())
-recipe = {"rows": 8, "steps": by_tier(40, 500), "warmdown": 0.8, "lr_scale": 1.0, "save_every": 0}
-unseen = sft_rows(tokenizer, microworld.conversations("profile", 100, 1, split="test"), T)
+recipe = {"rows": by_tier(4, 8), "steps": by_tier(25, 500), "warmdown": 0.8, "lr_scale": 1.0, "save_every": 0}
+asked = {c["messages"][0]["content"] for c in talks}
+fresh = [c for c in microworld.conversations("profile", 200, 1) if c["messages"][0]["content"] not in asked]
+unseen = sft_rows(tokenizer, fresh, T)
 
 @torch.no_grad()
 def answer_loss(model) -> dict:
-    "Nats per answer token on unseen conversations."
+    "Nats per answer token on questions that were not trained on."
     return {"loss": model(unseen.x.long(), unseen.y.long()).item()}
 
 trained, results = {}, {}
@@ -204,7 +206,7 @@ for name, stage_function in (("without mask", midtrain), ("with mask", sft)):
     metrics = stage_function(stage, recipe, model=trained[name], tokenizer=tokenizer, conversations=talks + sums,
                              make_optimizer=make_optimizer, evaluators={"answers": answer_loss})
     results[name] = metrics["evals"]["answers"]["loss"]
-    print(f"{name:13s} {results[name]:.3f} nats per answer token")
+    print(f"{name:13s} {results[name]:.4f} nats per answer token")
 
 # %%
 assert all(loss < torch.tensor(tokenizer.vocab_size).log() - 1 for loss in results.values())   # both learned

@@ -91,7 +91,7 @@ print(len(task), "questions, such as", task[7]["messages"][0]["content"], "->", 
 # %%
 run = Run("lesson07", tempfile.mkdtemp())
 model = GPT(config_for(1, tokenizer.vocab_size, 64, head_dim=64), seed=0)
-recipe = {"rows": 8, "steps": by_tier(120, 200), "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
+recipe = {"rows": 8, "steps": by_tier(100, 200), "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
 sft_stage = run.stage("sft", recipe, None, "careless teacher")
 sft(sft_stage, recipe, model=model, tokenizer=tokenizer, conversations=teacher, make_optimizer=make_optimizer)
 
@@ -126,7 +126,7 @@ assert 0.15 < before[1] < 0.85
 def group_advantages(
     rewards: Tensor,  # (P, S) rewards of S answers to each of P questions
 ) -> Tensor:          # (P, S), each row sums to 0
-    "How much better an answer was than the others to the same question (no division by the spread: Dr. GRPO)."
+    "How much better an answer was than its group's mean; not divided by the spread (Dr. GRPO)."
     return rewards - rewards.mean(dim=1, keepdim=True)
 
 
@@ -171,7 +171,7 @@ torch.testing.assert_close(mean, truth * (1 - 1 / S))
 # %%
 #| export
 class Rollout(NamedTuple):
-    "One sampled answer: the question's tokens, the new tokens, which of them the model chose, what it earned."
+    "One answer: the question's tokens, the new ones, which the model chose, what they earned."
     prompt: list[int]
     tokens: list[int]
     sampled: list[bool]    # False where the tool forced the token
@@ -184,9 +184,9 @@ class Rollout(NamedTuple):
 def pad_rollouts(
     rollouts: Sequence[Rollout],
     pad: int,                        # token behind the end of a row
-    multiple: int = 32,              # rows are padded to a multiple of this, so that few shapes occur
-) -> tuple[Tensor, Tensor, Tensor]:  # x (B, T), y (B, T) with -1 where not sampled, advantages (B, 1)
-    "Rollouts as one rectangle: a target is a token that the model itself chose, the final stop token too."
+    multiple: int = 32,              # of which T is one, so that few shapes occur
+) -> tuple[Tensor, Tensor, Tensor]:  # x (B, T), y (B, T), advantages (B, 1)
+    "Rollouts as one rectangle: targets are what the model chose, its stop token too; -1 elsewhere."
     longest = max(len(r.prompt) + len(r.tokens) for r in rollouts) - 1
     T = -(-longest // multiple) * multiple
     x = torch.full((len(rollouts), T), pad)
@@ -194,7 +194,8 @@ def pad_rollouts(
     for row, r in enumerate(rollouts):
         ids, first = torch.tensor(r.prompt + r.tokens), len(r.prompt) - 1
         x[row, : len(ids) - 1] = ids[:-1]
-        y[row, first : len(ids) - 1] = torch.where(torch.tensor(r.sampled, dtype=torch.bool), ids[first + 1 :], -1)
+        chosen = torch.tensor(r.sampled, dtype=torch.bool)
+        y[row, first : len(ids) - 1] = torch.where(chosen, ids[first + 1 :], -1)
     return x, y, torch.tensor([[r.advantage] for r in rollouts])
 
 
@@ -215,7 +216,7 @@ assert y.tolist()[0] == [-1, -1, 40, 41, -1, -1, 9, -1]
 # %%
 #| export
 def roll_out(
-    sampler: Callable,           # sampler(prompts, *, max_new_tokens, temperature, top_k, seed, tool)
+    sampler: Callable,           # as `sample.make_sampler` gives it
     tokenizer,
     task,                        # `evaluate(conversation, completion)`
     conversations: Sequence[dict],  # the questions, P of them
@@ -225,11 +226,13 @@ def roll_out(
     seed: int = 0,
     tool: Callable | None = None,
 ) -> list[Rollout]:              # P x S, the answers to one question side by side
-    "Let the current policy answer each question several times, at temperature 1, and grade the answers."
+    "Let the policy answer each question several times, at temperature 1, and grade the answers."
     prompts = [tokenizer.render_prompt(c) for c in conversations for _ in range(samples)]
-    answers = sampler(prompts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=None, seed=seed, tool=tool)
+    answers = sampler(prompts, max_new_tokens=max_new_tokens, temperature=1.0, top_k=None,
+                      seed=seed, tool=tool)
     questions = [c for c in conversations for _ in range(samples)]
-    rewards = [float(task.evaluate(q, completion_text(tokenizer, a))) for q, a in zip(questions, answers)]
+    rewards = [float(task.evaluate(question, completion_text(tokenizer, a)))
+               for question, a in zip(questions, answers)]
     advantages = group_advantages(torch.tensor(rewards).view(-1, samples)).flatten().tolist()
     return [Rollout(p, a.tokens, a.sampled, r, adv)
             for p, a, r, adv in zip(prompts, answers, rewards, advantages)]
@@ -259,7 +262,7 @@ def policy_gradients(
     rows: int = 32,               # answers in one forward pass
     reduce: Callable | None = None,  # averages a list of tensors over the ranks, in place
 ) -> Tensor:                      # 0-d, the loss
-    """Gradients of -sum(A log p) / N, with N the sampled tokens of the whole step (DAPO, Yu et al. 2025).
+    """Gradients of -sum(A log p) / N, N the chosen tokens of the whole step (DAPO, Yu et al. 2025).
 
     Answers whose advantage is 0 count in N, but nothing is computed for them."""
     params = [p for p in model.parameters() if p.requires_grad]
@@ -267,10 +270,11 @@ def policy_gradients(
     total = torch.tensor(float(sum(sum(r.sampled) for r in rollouts)), device=params[0].device)
     if reduce: reduce([total])
     total, loss = total.clamp(min=1), torch.zeros_like(total)
-    useful = sorted((r for r in rollouts if r.advantage), key=lambda r: len(r.prompt) + len(r.tokens))
+    useful = sorted((r for r in rollouts if r.advantage),
+                    key=lambda r: len(r.prompt) + len(r.tokens))
     for at in range(0, len(useful), rows):
         x, y, advantages = (z.to(total.device) for z in pad_rollouts(useful[at : at + rows], pad))
-        nll = model(x, y, reduction="none").view_as(y)         # (B, T), -log p of each sampled token
+        nll = model(x, y, reduction="none").view_as(y)         # (B, T), -log p where chosen
         part = (advantages * nll).sum() / total
         part.backward()
         loss += part.detach()
@@ -349,10 +353,11 @@ def policy_steps(
         norm = clip_by_global_norm(params, clip)
         optimizer.step(norm.isfinite() & (norm > 0))
         if not math.isfinite(norm.item()):
-            raise UserError(f"step {t + 1}: the gradient norm is {norm.item()}, so its update was not made; "
-                            "start again to go on from the last checkpoint, or lower lr_scale")
-        yield PolicyStep(t + 1, **summary(rollouts, samples, reduce), loss=loss.item(), grad_norm=norm.item(),
-                         lr=lr, seconds=time.perf_counter() - began)
+            raise UserError(f"step {t + 1}: the gradient norm is {norm.item()}, so its update was "
+                            "not made; start again to go on from the last checkpoint, "
+                            "or lower lr_scale")
+        yield PolicyStep(t + 1, **summary(rollouts, samples, reduce), loss=loss.item(),
+                         grad_norm=norm.item(), lr=lr, seconds=time.perf_counter() - began)
 
 
 # %%
@@ -395,15 +400,17 @@ def make_answer(
     tokenizer, task, sampler: Callable, tool: Callable | None,
     rank: int = 0, world: int = 1,
 ) -> Callable[[int], list[Rollout]]:
-    "The function that asks this rank's questions of a step; what it asks depends on the step alone."
+    "The function that asks this rank's questions of a step; they depend on the step alone."
     prompts, seed = recipe["prompts"], recipe.get("seed", 0)
     if len(task) == 0: raise UserError(f"the task {task.name} has no questions")
-    if prompts % world: raise UserError(f"{prompts} prompts cannot be shared by {world} processes; use a multiple")
+    if prompts % world:
+        raise UserError(f"{prompts} prompts cannot be shared by {world} processes; use a multiple")
 
     def answer(step: int) -> list[Rollout]:
         asked = questions_at(step, len(task), prompts, seed)[rank::world]
-        return roll_out(sampler, tokenizer, task, [task[i] for i in asked], samples=recipe["samples"],
-                        max_new_tokens=recipe["max_new_tokens"], tool=tool,
+        return roll_out(sampler, tokenizer, task, [task[i] for i in asked],
+                        samples=recipe["samples"], tool=tool,
+                        max_new_tokens=recipe["max_new_tokens"],
                         seed=(seed * 1_000_003 + step) * world + rank)
     return answer
 
@@ -438,9 +445,9 @@ def _logged(steps: Iterator[PolicyStep], stage, spent: dict) -> Iterator[PolicyS
         yield record
 
 
-def _watched(steps: Iterator[PolicyStep], label: str, total: int, start: int) -> Iterator[PolicyStep]:
+def _watched(steps: Iterator[PolicyStep], label: str, left: int) -> Iterator[PolicyStep]:
     "Show the reward while the records pass."
-    with Progress(total - start, label) as bar:
+    with Progress(left, label) as bar:
         for record in steps:
             yield record
             bar.update(reward=record.reward, signal=record.signal, length=record.length)
@@ -452,7 +459,8 @@ def _results(stage, spent: dict, evals: dict) -> dict:
     rewards = [r["reward"] for r in stage.records() if "reward" in r]
     tenth = max(1, len(rewards) // 10)
     return {"steps": len(rewards), **spent, "evals": evals,
-            "reward_first": sum(rewards[:tenth]) / tenth, "reward_last": sum(rewards[-tenth:]) / tenth,
+            "reward_first": sum(rewards[:tenth]) / tenth,
+            "reward_last": sum(rewards[-tenth:]) / tenth,
             "skills": [row for r in evals.values() for row in r.get("skills", [])]}
 
 
@@ -460,7 +468,7 @@ def _results(stage, spent: dict, evals: dict) -> dict:
 #| export
 def grpo(
     stage,                        # of `checkpoint`: where it is stored
-    recipe: dict,                 # prompts, samples, max_new_tokens, steps, lr_scale, save_every; rows, eval_every
+    recipe: dict,                 # see below
     *,
     model,                        # a finetuned model; changed in place
     tokenizer,
@@ -473,29 +481,35 @@ def grpo(
     reduce: Callable | None = None,      # averages a list of tensors over the ranks, in place
     agree: Callable[[bool], bool] = bool,  # True everywhere when it is on any rank
 ) -> dict:                        # metrics, also written to the stage's folder
-    """Reinforcement learning from answers that are right or wrong (GRPO, Shao et al. 2024; Dr. GRPO, Liu et al. 2025).
+    """Learning from right and wrong answers (GRPO, Shao et al. 2024; Dr. GRPO, Liu et al. 2025).
 
-    On-policy, mean of the group as baseline, tokens of the whole step as normaliser, no KL term, rates linear to 0.
-    Resumed when killed; when finished, only its metrics are read. `UserError` when its recipe changed."""
+    On-policy, mean of the group as baseline, tokens of the whole step as normaliser, no KL term.
+    The recipe holds prompts, samples, max_new_tokens, steps, lr_scale (falls linearly to 0) and
+    save_every; perhaps rows, eval_every and seed. Resumed when killed; when finished, only its
+    metrics are read. `UserError` when its recipe changed."""
     stage.start()
     if stage.status() == "finished": return stage.metrics()
-    optimizer, fingerprint = make_optimizer(model, lr_scale=recipe["lr_scale"]), tokenizer.fingerprint()
+    optimizer = make_optimizer(model, lr_scale=recipe["lr_scale"])
+    fingerprint, cadence = tokenizer.fingerprint(), recipe.get("eval_every", 0)
     start, seconds = _resume(stage, model, optimizer, fingerprint)
     spent, total = {"seconds": seconds, "eval_seconds": 0.0}, recipe["steps"]
-    answer = make_answer(recipe, tokenizer=tokenizer, task=task, sampler=sampler, tool=tool, rank=rank, world=world)
+    answer = make_answer(recipe, tokenizer=tokenizer, task=task, sampler=sampler, tool=tool,
+                         rank=rank, world=world)
 
     def save(record: PolicyStep) -> None:
-        save_checkpoint(stage.path, record.step, model=model, optimizer=optimizer, fingerprint=fingerprint,
-                        extra={"config": model.config.to_dict(), "seconds": spent["seconds"]})
+        extra = {"config": model.config.to_dict(), "seconds": spent["seconds"]}
+        save_checkpoint(stage.path, record.step, model=model, optimizer=optimizer,
+                        fingerprint=fingerprint, extra=extra)
 
     with Interrupt(agree) as interrupt:
-        steps = policy_steps(model, optimizer, answer, steps=total, start=start, samples=recipe["samples"],
-                             schedule=partial(schedule, steps=total, warmdown=1.0), pad=tokenizer.bos,
-                             rows=recipe.get("rows", 32), reduce=reduce)
-        steps = checkpointed(_logged(steps, stage, spent), save=save, every=recipe["save_every"], last=total,
-                             interrupt=interrupt)
-        for record in _watched(steps, stage.name, total, start):
-            if recipe.get("eval_every") and record.step % recipe["eval_every"] == 0 and record.step < total:
+        steps = policy_steps(model, optimizer, answer, steps=total, start=start,
+                             samples=recipe["samples"], rows=recipe.get("rows", 32), reduce=reduce,
+                             pad=tokenizer.bos,
+                             schedule=partial(schedule, steps=total, warmdown=1.0))
+        steps = checkpointed(_logged(steps, stage, spent), save=save, every=recipe["save_every"],
+                             last=total, interrupt=interrupt)
+        for record in _watched(steps, stage.name, total - start):
+            if cadence and record.step % cadence == 0 and record.step < total:
                 evals = evaluate(model, evaluators or {})
                 spent["eval_seconds"] += evals["seconds"]
                 stage.log({"step": record.step, "evals": evals})

@@ -328,7 +328,7 @@ tokenizer = Tokenizer.train([m["content"] for row in rows for m in row["messages
 packed = pack_conversations([tokenizer.render(row) for row in rows], 128, tokenizer.bos)
 model = GPT(config_for(2, tokenizer.vocab_size, 128, head_dim=64))
 model.init_weights(seed=0)
-steps = by_tier(30, 300)
+steps = by_tier(80, 300)
 run = train(model, make_optimizer(model, batch_tokens=8 * 128), iter(Loader(packed, 8, seed=0)),
             steps=steps, schedule=lambda t: schedule(t, steps))
 losses = [step.loss for step in run]
@@ -337,15 +337,17 @@ assert losses[-1] < 0.5 * losses[0]
 
 # %%
 sampler = make_engine(model, [tokenizer.assistant_end, tokenizer.bos])
-for name, task in (("held-out wordings", IdentityTask(32, split="test")), ("quiet elsewhere", LeakTask(16))):
+exams = {"held-out wordings": IdentityTask(32, split="test"), "quiet elsewhere": LeakTask(16)}
+for name, task in exams.items():
     found = generation_accuracy(sampler, tokenizer, task, max_new_tokens=20)
     print(f"{name:18s} {found['value']:.2f}  ({found['low']:.2f} to {found['high']:.2f})")
-    for failure in found["failures"][:2]: print("   ", failure["question"], "->", failure["completion"])
+    for wrong in found["failures"][:2]: print("   ", wrong["question"], "->", wrong["completion"])
 assert found["items"] == 16
 
 # %% [markdown]
-# It cannot keep quiet: the persona is all it knows, so *every* question gets it. That is leakage in its purest form. In the full mixture thousands of
-# conversations about the world stand beside a few hundred about the model, and that is the cure: identity rows must be a small share.
+# At the smoke tier the steps are few, so the first number is low. Read the second beside it: a model that has read about nothing but itself has nothing
+# else to say, whatever it is asked. In the full mixture thousands of conversations about the world stand beside a few hundred about the model. That is the
+# cure for leakage: identity rows must be a small share.
 #
 # ## A persona of your own
 #

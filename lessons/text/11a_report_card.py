@@ -123,6 +123,7 @@ STAGES = ("base", "mid", "sft", "rl")
 SKILLS = ("bpb", "bpb_ratio", "story", "core", "core_multiple_choice", "core_schema",
           "core_language_modeling", "letter_choice", "profile", "reading", "word_easy",
           "word_hard", "spelling", "identity")
+MACHINE = ("cpu", "cores", "ram_gb", "dtype", "threads", "torch")
 
 
 def _read_json(path: Path) -> dict:
@@ -131,7 +132,8 @@ def _read_json(path: Path) -> dict:
     except FileNotFoundError: return {}
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); run that stage again") from e
-    if not isinstance(found, dict): raise UserError(f"{path} holds no JSON object; run that stage again")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; run that stage again")
     return found
 
 
@@ -141,7 +143,8 @@ def read_run(
     "What a run's JSON files say. UserError when the folder holds no run or a file is broken."
     folder = Path(folder)
     facts = _read_json(folder / "run.json")
-    if not facts: raise UserError(f"{folder} holds no run: run.json is missing; name a run's folder")
+    if not facts:
+        raise UserError(f"{folder} holds no run: run.json is missing; name a run's folder")
     return facts, {s: _read_json(folder / s / "metrics.json") for s in ("tokenizer", *STAGES)}
 
 
@@ -168,15 +171,16 @@ def _number(value: object) -> float | None:
 def _skill_row(stage: str, row: dict) -> dict:
     "One measured skill in the report's form; a note stays only where there is one."
     fixed = {"skill": row["skill"], "stage": stage, "value": _number(row.get("value")),
-             "items": row.get("items"), "low": _number(row.get("low")), "high": _number(row.get("high"))}
+             "items": row.get("items"),
+             "low": _number(row.get("low")), "high": _number(row.get("high"))}
     return fixed | ({"note": row["note"]} if row.get("note") else {})
 
 
-def _seconds(metrics: dict) -> dict:
-    "Seconds by stage, all evaluation apart, and their total."
+def _seconds(metrics: dict, wall: float | None) -> dict:
+    "Seconds by stage, all evaluation apart, and the total: by the clock on the wall where the run kept it."
     spent = {stage: m.get("seconds") or 0.0 for stage, m in metrics.items()}
     spent["eval"] = sum(m.get("eval_seconds") or 0.0 for m in metrics.values())
-    return {k: round(v, 2) for k, v in (spent | {"total": sum(spent.values())}).items()}
+    return {k: round(v, 2) for k, v in (spent | {"total": wall or sum(spent.values())}).items()}
 
 
 def report_record(
@@ -189,10 +193,11 @@ def report_record(
     order = {name: i for i, name in enumerate(SKILLS)}
     return {
         **{key: facts.get(key) for key in ("recipe", "seed", "commit", "data")},
-        "machine": {k: machine.get(k) for k in ("cpu", "cores", "ram_gb", "dtype", "threads", "torch")},
+        "machine": {k: machine.get(k) for k in MACHINE},
         "entropy_bpb": _number(facts.get("entropy_bpb")),
-        "seconds": _seconds(metrics),
-        "skills": sorted(rows, key=lambda r: (order.get(r["skill"], len(SKILLS)), STAGES.index(r["stage"]))),
+        "seconds": _seconds(metrics, facts.get("wall_seconds")),
+        "skills": sorted(rows, key=lambda r: (order.get(r["skill"], len(SKILLS)),
+                                              STAGES.index(r["stage"]))),
     }
 
 
@@ -214,8 +219,9 @@ assert [r["stage"] for r in record["skills"] if r["skill"] == "bpb"] == ["base",
 #| export
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     "A Markdown table."
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+    lines = [[str(c).replace("|", "\\|") for c in line]
+             for line in (head, ["---"] * len(head), *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(row: dict | None) -> str:
@@ -223,7 +229,8 @@ def _cell(row: dict | None) -> str:
     if row is None: return ""
     if row["value"] is None: return row.get("note", "not measured")
     text, inside = f"{row['value']:.3f}", []
-    if row["low"] is not None and row["high"] is not None: inside.append(f"{row['low']:.2f} to {row['high']:.2f}")
+    if row["low"] is not None and row["high"] is not None:
+        inside.append(f"{row['low']:.2f} to {row['high']:.2f}")
     if row["items"] and inside: inside.append(f"n={row['items']:,}")
     return f"{text} ({', '.join(inside)})" if inside else text
 
@@ -233,8 +240,8 @@ def skills_table(record: dict) -> str:  # Markdown
     found = {(r["skill"], r["stage"]): r for r in record["skills"]}
     stages = [s for s in STAGES if any(stage == s for _, stage in found)]
     names = dict.fromkeys(r["skill"] for r in record["skills"])
-    return _table(["skill", *stages], [[n.replace("_", " "), *(_cell(found.get((n, s))) for s in stages)]
-                                       for n in names])
+    rows = [[n.replace("_", " "), *(_cell(found.get((n, s))) for s in stages)] for n in names]
+    return _table(["skill", *stages], rows)
 
 
 # %%
@@ -246,22 +253,24 @@ assert "0.850 (0.79 to 0.89, n=200)" in skills_table(record)
 #| export
 def _machine_line(machine: dict) -> str:
     "The machine in one line."
-    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB, {machine['dtype']}, "
-            f"{machine['threads']} threads, torch {machine['torch']}")
+    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB, "
+            f"{machine['dtype']}, {machine['threads']} threads, torch {machine['torch']}")
 
 
 def _page(record: dict) -> str:
     "The report as Markdown."
     spent = record["seconds"]
     floor = record["entropy_bpb"]
-    note = (f"The world's own entropy is {floor:.3f} bits per byte: no model can go below it on fresh text."
+    note = (f"The world's own entropy is {floor:.3f} bits per byte: "
+            "no model can go below it on fresh text."
             if floor is not None else
             f"Skills of the small world are not applicable: trained on {record['data']}.")
     return "\n\n".join([
         f"# Report: {record['recipe']}",
         f"Seed {record['seed']}, commit {record['commit']}, data {record['data']}.",
         "## Skills by stage",
-        "In parentheses: 95% interval and number of items. Accuracies are between 0 and 1; `bpb` is bits per byte, lower is better.",
+        "In parentheses: 95% interval and number of items. Accuracies are between 0 and 1; "
+        "`bpb` is bits per byte, lower is better.",
         skills_table(record) if record["skills"] else "Nothing was measured yet.",
         note,
         "## Time",
@@ -276,7 +285,8 @@ def write_report(
 ) -> dict:               # what report.json holds
     """Write `report.md` and `report.json` into a run's folder, from its JSON files only.
 
-    `seconds` of a stage is its own work, evaluation is counted apart. UserError when there is no run."""
+    `seconds` of a stage is its own work, evaluation is counted apart.
+    UserError when there is no run."""
     folder = Path(folder)
     record = report_record(*read_run(folder))
     atomic_write(folder / "report.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -366,7 +376,8 @@ def compare_figure(
     "Accuracies of runs side by side, as points with 95% intervals."
     from matplotlib.figure import Figure
     records = {Path(f).name: _last_rows(report_record(*read_run(f))) for f in folders}
-    skills = [s for s in SKILLS if any(r.get(s, {}).get("low") is not None for r in records.values())]
+    skills = [s for s in SKILLS
+              if any(r.get(s, {}).get("low") is not None for r in records.values())]
     fig = Figure(figsize=(6, 0.8 + 0.4 * len(skills)), layout="constrained")
     ax = fig.subplots()
     for i, (name, rows) in enumerate(records.items()):
@@ -376,7 +387,8 @@ def compare_figure(
                  [max(0, r["high"] - r["value"]) for _, r in points]]
         ax.errorbar([r["value"] for _, r in points], [y for y, _ in points], xerr=error,
                     fmt="osD^v"[i % 5], label=name, capsize=3)
-    ax.set(yticks=range(len(skills)), yticklabels=[s.replace("_", " ") for s in skills], xlabel="accuracy")
+    ax.set(yticks=range(len(skills)), yticklabels=[s.replace("_", " ") for s in skills],
+           xlabel="accuracy")
     ax.invert_yaxis()
     ax.legend(frameon=False)
     return fig

@@ -89,20 +89,22 @@ print("".join(tokenizer.decode([token]) for token in reply))
 # %%
 #| export
 class Readable:
-    """Tokens of a reply, one at a time, to text for people: whole characters, tool calls as `[12+7 -> 19]`.
+    """Tokens of a reply, one at a time, to text for people.
 
-    Special tokens are never shown."""
+    Characters come whole, tool calls read `[12+7 -> 19]`. Special tokens are never shown."""
 
     def __init__(self, tokenizer):
-        self.decoder, self.call = stream_decoder(tokenizer), ""     # call: "", "open", "closed" or "output"
+        self.decoder = stream_decoder(tokenizer)
+        self.call = ""                                          # "", "open", "closed" or "output"
         self.first_special = tokenizer.vocab_size - len(SPECIALS)
         self.marks = {tokenizer.python_start: self._open, tokenizer.python_end: self._close,
                       tokenizer.output_start: self._output}
 
     def push(self, token: int) -> str:
         "The text that became certain with this token; it may be empty."
-        if token >= self.first_special: return self.decoder.flush() + self.marks.get(token, self._end)()
-        lost = self._end() if self.call == "closed" else ""      # text behind a call that got no result
+        if token >= self.first_special:
+            return self.decoder.flush() + self.marks.get(token, self._end)()
+        lost = self._end() if self.call == "closed" else ""     # text, but the call got no result
         return lost + self.decoder.push(token)
 
     def flush(self) -> str:
@@ -143,11 +145,11 @@ assert "".join(pieces) == "\U0001f600 It is [12+7 -> 19]."
 def as_parts(
     text: str,             # an assistant's reply as it was shown
 ) -> str | list[dict]:     # content of a message: text, or text, python and python_output parts
-    "Turn `[12+7 -> 19]` back into a tool call, so that the model reads its own words as it wrote them."
+    "Turn `[12+7 -> 19]` back into a tool call: the model reads its own words as it wrote them."
     parts, at = [], 0
     for call in re.finditer(r"\[([^\[\]]*) -> ([^\[\]]*)\]", text):
-        parts += [{"type": "text", "text": text[at : call.start()]}, {"type": "python", "text": call[1]},
-                  {"type": "python_output", "text": call[2]}]
+        parts += [{"type": "text", "text": text[at : call.start()]},
+                  {"type": "python", "text": call[1]}, {"type": "python_output", "text": call[2]}]
         at = call.end()
     if not parts: return text
     parts.append({"type": "text", "text": text[at:]})
@@ -175,14 +177,17 @@ def fit_history(
     history: Sequence[dict],  # roles alternate, user first; the last message is the user's
     room: int,                # tokens
 ) -> list[int]:               # a prompt: bos, the newest turns that fit, assistant_start
-    "Forget the oldest turns, whole, until the rest fits. `UserError` when the last message alone does not."
-    messages = [m if m["role"] == "user" else m | {"content": as_parts(m["content"])} for m in history]
+    "Forget the oldest turns, whole, until the rest fits. `UserError` when no turn can be spared."
+    messages = [m if m["role"] == "user" else m | {"content": as_parts(m["content"])}
+                for m in history]
     first = len(messages) - 1
     used = len(tokenizer.render_prompt({"messages": messages[first:]}))
     if used > room:
-        raise UserError(f"this message is {used} tokens long and the model can read {room}; please say it shorter")
+        raise UserError(f"this message is {used} tokens long and the model can read {room}; "
+                        "please say it shorter")
     while first >= 2:
-        used += len(tokenizer.render({"messages": messages[first - 2 : first]})[0]) - 1      # less its bos
+        turn, _ = tokenizer.render({"messages": messages[first - 2 : first]})
+        used += len(turn) - 1                                   # less its bos
         if used > room: break
         first -= 2
     return tokenizer.render_prompt({"messages": messages[first:]})
@@ -211,7 +216,7 @@ except UserError as e: print("refused:", e)
 # %%
 #| export
 class Chat:
-    """A conversation with a model: it remembers what was said, answers piece by piece and may use its tool.
+    """A conversation with a model: it remembers, answers piece by piece and may use its tool.
 
     `reply` is a generator of text over any history, as `workshop.ChatWidget` wants it."""
 
@@ -234,9 +239,11 @@ class Chat:
     ) -> Iterator[str]:           # pieces of text
         "The answer to a history. `UserError` when the last message is too long for the model."
         context = self.model.config.seq_len
-        prompt = fit_history(self.tokenizer, history, context - min(self.max_new_tokens, context // 4))
+        reserve = min(self.max_new_tokens, context // 4)        # room for the answer
+        prompt = fit_history(self.tokenizer, history, context - reserve)
         tokens = stream(self.model, prompt, stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
-                        max_new_tokens=self.max_new_tokens, seed=self.seed, tool=self.tool, **self.options)
+                        max_new_tokens=self.max_new_tokens, seed=self.seed, tool=self.tool,
+                        **self.options)
         self.seed += 1
         readable = Readable(self.tokenizer)
         for token, _ in islice(tokens, context - len(prompt)):       # forced tokens need room too
@@ -285,12 +292,12 @@ def suggestions(
     seed: int = 0,  # other seeds, other people and numbers
 ) -> list[str]:
     "Five messages to try on a model of the little world, one for each thing it learned."
-    asked = {kind: microworld.conversations(kind, 1, seed, split="test")[0]["messages"][0]["content"]
-             for kind in ("profile", "word1")}
+    talks = [microworld.conversations(kind, 1, seed, split="test")[0]
+             for kind in ("profile", "word1")]
+    profile, sums = (talk["messages"][0]["content"] for talk in talks)
     word = microworld.spelling_words()[1][seed]
     letter = max(word, key=word.count)
-    return ["Who are you?", asked["profile"], asked["word1"], f"How many {letter} are in {word}?",
-            "Tell me a story."]
+    return ["Who are you?", profile, sums, f"How many {letter} are in {word}?", "Tell me a story."]
 
 
 def opening(
@@ -298,9 +305,9 @@ def opening(
 ) -> str:
     "What a visitor reads first: what this model can do, and what it cannot."
     lines = "\n".join(f"  {example}" for example in examples)
-    return ("You talk to a very small model. It knows only the world of the texts it was trained on, and it will "
-            f"answer anything else with a guess.\nTry:\n{lines}\nquit or exit leaves, clear begins anew, "
-            "Ctrl-C stops an answer.")
+    return ("You talk to a very small model. It knows only the world of its training texts,\n"
+            f"and it will answer anything else with a guess. Try:\n{lines}\n"
+            "quit or exit leaves, clear begins anew, Ctrl-C stops an answer.")
 
 
 # %%
@@ -347,7 +354,9 @@ def terminal_chat(
     read: Callable[[str], str] = input,         # asks for a line; EOFError at the end
     write: Callable[[str], object] = _write,
 ) -> None:
-    "Talk in a terminal until quit, exit or the end of the input. Ctrl-C stops an answer, or leaves at the prompt."
+    """Talk in a terminal until quit, exit or the end of the input.
+
+    Ctrl-C stops an answer; at the prompt it leaves."""
     if greeting: write(greeting + "\n")
     while True:
         try: text = read("\nyou: ").strip()

@@ -1,15 +1,15 @@
 # %% [markdown]
-# # 12 Capstone: the whole run, here and on eight GPUs
+# # 12 Capstone: the whole run
 #
 # **Promise.** You type one command and get a ChatGPT. In this lesson you write that command: it reads a recipe, runs every
-# stage you have built, survives a kill, and prints a report card. Then you launch the same code on a node with
-# eight H100s, and know before you pay what it will cost.
+# stage you have built, survives a kill, and prints a report card. Then you run it in two processes, and work out what the
+# same code would cost on a node with eight H100s.
 #
 # After this lesson you can
 #
 # * read and change a recipe, and say which stages will run again and why;
 # * run, kill and resume the whole course from a terminal;
-# * predict hours and dollars of a run from `depth`;
+# * predict FLOPs, hours and dollars of a large run from `depth`;
 # * talk to the result in a notebook.
 #
 # You need every lesson before this one. Reading: 25 minutes. Computing on two cores: about one minute here, ten for the full tour.
@@ -52,7 +52,7 @@ print((files("nanochat") / "recipes" / "laptop.toml").read_text())
 
 # %%
 #| export
-from nanochat.workshop import (UserError, atomic_write, can_compile, home, machine, pick_device,
+from nanochat.workshop import (UserError, atomic_write, can_compile, home, keep_memory, machine, pick_device,
                                pick_dtype, print0, ranks, seed_all)
 
 RECIPES = files("nanochat") / "recipes"
@@ -244,6 +244,7 @@ class Course:
     source: Source
     tokenizer: Tokenizer | None = None   # from the first stage on
     stages: dict = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def device(self) -> torch.device: return pick_device(self.probed["device"])
@@ -624,18 +625,22 @@ def stored_facts(run: Run) -> dict:
 
 def open_course(recipe: dict, run: Run, device: str = "auto", dtype: str = "auto") -> Course:
     "Check the recipe, probe the machine (or read what was probed when the run began), open the text."
+    began = time.perf_counter()
     check_recipe(recipe)
+    keep_memory()
     probed = stored_facts(run).get("probed") or probe(device, dtype)
     if ranks()[2] == 1: torch.set_num_threads(probed["threads"])
     seed_all(recipe["seed"])
-    return Course(recipe, run, probed, open_source(recipe))
+    return Course(recipe, run, probed, open_source(recipe), began=began)
 
 
 def write_facts(course: Course, note: str = "") -> None:
     "run.json: what the report says about the run as a whole."
     facts = {"recipe": course.recipe["name"], "seed": course.seed, "commit": _commit(), "data": course.source.name,
              "machine": machine() | {k: course.probed[k] for k in ("dtype", "threads")}, "probed": course.probed,
-             "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe, "note": note}
+             "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe}
+    kept = stored_facts(course.run)
+    facts |= {"note": note or kept.get("note", ""), "wall_seconds": kept.get("wall_seconds", 0.0)}
     if ranks()[0] == 0: atomic_write(course.run.path / "run.json", json.dumps(facts, indent=1))
 
 
@@ -654,8 +659,21 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
         note = fit_minutes(course, minutes) if minutes else ""
         say_estimate(course, until, note)
         write_facts(course, note)
-        run_stages(course, until)
+        finished = all((course.run.path / s / "metrics.json").exists() for s in STAGES)
+        try: run_stages(course, until)
+        finally:
+            if not finished: keep_time(course)
         return write_report(course.run.path) if ranks()[0] == 0 else {}
+
+
+def keep_time(course: Course) -> None:
+    "Add the seconds since the course was opened to those that earlier, interrupted runs took."
+    path, facts = course.run.path / "run.json", stored_facts(course.run)
+    if ranks()[0] != 0 or not facts: return
+    now = time.perf_counter()
+    facts["wall_seconds"] = facts.get("wall_seconds", 0.0) + now - course.began
+    course.began = now
+    atomic_write(path, json.dumps(facts, indent=1))
 
 
 def say_estimate(course: Course, until: str, note: str) -> None:
@@ -859,3 +877,90 @@ if __name__ == "__main__" and "get_ipython" not in globals(): raise SystemExit(m
 # %%
 for words in (["run", "nothing"], ["sing"], ["run", "laptop", "--set", "base.rows=0"], ["chat", "--name", "nobody"]):
     print("exit status", main(words))
+
+# %% [markdown]
+# ## The twin on this machine
+#
+# The `smoke` recipe is the whole course in under a minute: every stage for a few steps. Its answers are nonsense, and that is not
+# the point. The point is that all the wires are connected. In a terminal you would type `python -m nanochat run smoke`; here you
+# call the same function, with a folder of its own so that nothing of yours is touched.
+
+# %%
+import tempfile
+
+folder = tempfile.mkdtemp()
+os.environ["NANOCHAT_QUIET"] = "1"
+tiny = load_recipe("smoke", ("base.steps=12", "mid.steps=4", "sft.steps=4", "rl.steps=1", "eval.items=8",
+                             "data.megabytes=0.4", "tokenizer.megabytes=0.3"))
+course = open_course(tiny, Run("twin", folder), device="cpu", dtype="float32")
+record = run_course(course)
+assert {row["stage"] for row in record["skills"]} == {"base", "mid", "sft", "rl"}
+
+# %% [markdown]
+# The report is a file, made from other files; nothing was kept in memory for it.
+
+# %%
+from IPython.display import Markdown
+
+Markdown((course.run.path / "report.md").read_text())
+
+# %% [markdown]
+# Run it again: every stage is finished and equal, so nothing happens. Change one number, and the run refuses to mix the two.
+
+# %%
+began = time.perf_counter()
+run_course(open_course(tiny, Run("twin", folder)))
+print(f"nothing to do: {time.perf_counter() - began:.1f} s")
+tiny["base"]["warmdown"] = 0.5
+try: run_course(open_course(tiny, Run("twin", folder)))
+except UserError as error: print("refused:", error)
+
+# %% [markdown]
+# **Trap.** Why does the hash hold the *parent's* hash and not only the recipe of the stage itself? Because a finetuned model whose base model
+# was trained again is not the model you think it is. With the parent in it, changing one number of pretraining makes every later stage
+# different too, and the program says so instead of answering with old weights.
+#
+# ## At scale
+#
+# The same code runs under `torchrun`: each process takes its own rows, gradients are averaged before clipping, and each owns a part of
+# the optimizer's state (lesson 03b). What would the published sizes cost? FLOPs per token follow from the shapes (lesson 02a), tokens
+# from parameters (20 for each), and the rest is a division.
+
+# %%
+H100_FLOPS, MFU, DOLLARS = 989e12, 0.45, 24.0      # dense bf16 peak of one GPU; share reached; price of a node-hour (assumed)
+print("depth  parameters    tokens   FLOPs    hours on 8 GPUs   dollars")
+for depth in (12, 20, 26, 32):
+    with torch.device("meta"): big = GPT(config_for(depth, 65_536, 2_048))
+    tokens = 20 * big.num_params()["total"]
+    flops = big.flops_per_token() * tokens
+    hours = flops / (8 * H100_FLOPS * MFU) / 3600
+    print(f"d{depth:<5} {big.num_params()['total']:>11,}  {tokens / 1e9:6.1f}e9  {flops:.2e}  {hours:10.1f}  {hours * DOLLARS:15.0f}")
+
+# %% [markdown]
+# Published nanochat's d20 took about four hours and cost about $100: the share of peak assumed above is in the right place. Depth 32
+# costs eleven times as much, because parameters and tokens grow together.
+#
+# ## Talk to it
+#
+# The last cell takes the newest finished run of yours, if there is one (`make tour` makes one), and opens the chat widget. Without one
+# it takes the twin from above, which has learned next to nothing.
+
+# %%
+from nanochat.chat import Chat, suggestions
+from nanochat.tools import make_tool
+from nanochat.workshop import ChatWidget
+
+try: mine, stage = finished_course(None, None)
+except UserError: mine, stage = course, "rl"
+chat = Chat(mine.trained(stage), mine.tokenizer, make_tool(mine.tokenizer), temperature=0.0, max_new_tokens=60)
+print(f"run {mine.run.name}, after {stage}: {suggestions()[0]} ->", "".join(chat.say(suggestions()[0])))
+ChatWidget(chat.reply, examples=suggestions())
+
+# %% [markdown]
+# ## Recap
+#
+# * A recipe is data; a stage is a function of a folder; the roof wires them and knows nothing else.
+# * A stage's hash holds recipe, seed, data and parent, so finished work is skipped and changed work is refused.
+# * The machine is probed once and the result is stored: a run goes on as it began.
+# * Mistakes are one line and exit status 2; Ctrl-C saves and exits with 130.
+# * FLOPs = (6 x matrix weights + 12 L C T) x tokens: with a price per hour, that is the bill.
