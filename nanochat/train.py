@@ -197,6 +197,17 @@ def _watched(steps: Iterable[Step], start: int, total: int, label: str) -> Itera
             live.step(record.step, record.loss, lr=record.lr, tokens_per_s=rate)
             yield record
 
+# %% ../lessons/03_pretraining.ipynb #41e704da
+def _evaluated(steps: Iterable[Step], when: Callable, stage, model, evaluators: dict, done: dict):
+    "Evaluate and log after the steps that `when` picks; their seconds are counted apart."
+    done["eval_seconds"] = 0.0
+    for record in steps:
+        if evaluators and when(record.step):
+            results = evaluate(model, evaluators)
+            done["eval_seconds"] += results["seconds"]
+            stage.log({"step": record.step, "evals": results})
+        yield record
+
 # %% ../lessons/03_pretraining.ipynb #a662d495
 def fit(
     stage,                     # `path` for checkpoints, `log` and `rewind` for the log
@@ -220,25 +231,24 @@ def fit(
     A checkpoint is on disk before anything is evaluated. Ctrl-C saves, then `SystemExit(130)`."""
     stage.start()
     done = resume(stage, model, optimizer, loader, fingerprint)
-    start, eval_seconds, record, evaluators = done["step"], 0.0, None, evaluators or {}
+    start, record, evaluators = done["step"], None, evaluators or {}
 
     def save(record):
         extras = {**(extra or {}), "loader": gather(loader.state_dict()), "done": _spent(done)}
         save_checkpoint(stage.path, record.step, model=model, optimizer=optimizer, extra=extras,
                         fingerprint=fingerprint, keep=keep)
 
+    def due(step): return eval_every and step % eval_every == 0 and step < steps
+
     with Interrupt(agree) as interrupt:
         run = train(model, optimizer, loader, steps=steps, start=start, schedule=schedule,
                     **options)
         run = checkpointed(_counted(run, stage, done), save=save, every=save_every, last=steps,
                            interrupt=interrupt)
-        for record in _watched(run, start, steps, label):
-            if evaluators and eval_every and record.step % eval_every == 0 and record.step < steps:
-                results = evaluate(model, evaluators)
-                eval_seconds += results["seconds"]
-                stage.log({"step": record.step, "evals": results})
+        run = _evaluated(_watched(run, start, steps, label), due, stage, model, evaluators, done)
+        for record in run: pass
     results = evaluate(model, evaluators)
-    eval_seconds += results.pop("seconds")
+    eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
     return {**_spent(done), "steps": steps, "tokens": done["tokens"] * ranks()[2], "skills": skills,
             "eval_seconds": eval_seconds, "loss": record and record.loss, "evals": results}

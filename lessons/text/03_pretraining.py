@@ -41,8 +41,10 @@ from nanochat.workshop import Live, UserError, can_compile, clock, print0, ranks
 
 # %%
 import os
+import tempfile
 from itertools import islice
 
+from nanochat.checkpoint import Run
 from nanochat.data import Loader, pack_documents
 from nanochat.gpt import GPT, config_for
 from nanochat.microworld import documents, entropy_bpb
@@ -420,6 +422,33 @@ def _watched(steps: Iterable[Step], start: int, total: int, label: str) -> Itera
 
 
 # %% [markdown]
+# Evaluations on the way are a consumer too, the outermost. The last one, after the end, belongs to `fit` itself: if a kill hits it,
+# the next start finds a finished training and only evaluates.
+
+# %%
+#| export
+def _evaluated(steps: Iterable[Step], when: Callable, stage, model, evaluators: dict, done: dict):
+    "Evaluate and log after the steps that `when` picks; their seconds are counted apart."
+    done["eval_seconds"] = 0.0
+    for record in steps:
+        if evaluators and when(record.step):
+            results = evaluate(model, evaluators)
+            done["eval_seconds"] += results["seconds"]
+            stage.log({"step": record.step, "evals": results})
+        yield record
+
+
+# %%
+records = [Step(i, 2.0, i, 1.0, 10, 0.1, 0.5) for i in range(1, 7)]
+with tempfile.TemporaryDirectory() as folder:
+    stage, done = Run("demo", home=folder).stage("base", {}, None, "none"), {}
+    stage.start()
+    for r in _evaluated(records, lambda i: i % 2 == 0, stage, None, {"one": lambda model: {"x": 1}}, done): pass
+    print("evaluated after steps", [r["step"] for r in stage.records()])
+    assert [r["step"] for r in stage.records()] == [2, 4, 6] and done["eval_seconds"] >= 0
+
+
+# %% [markdown]
 # The function itself is long for this course. It is one list of what a run consists of, in the order in which it happens.
 
 # %%
@@ -446,25 +475,24 @@ def fit(
     A checkpoint is on disk before anything is evaluated. Ctrl-C saves, then `SystemExit(130)`."""
     stage.start()
     done = resume(stage, model, optimizer, loader, fingerprint)
-    start, eval_seconds, record, evaluators = done["step"], 0.0, None, evaluators or {}
+    start, record, evaluators = done["step"], None, evaluators or {}
 
     def save(record):
         extras = {**(extra or {}), "loader": gather(loader.state_dict()), "done": _spent(done)}
         save_checkpoint(stage.path, record.step, model=model, optimizer=optimizer, extra=extras,
                         fingerprint=fingerprint, keep=keep)
 
+    def due(step): return eval_every and step % eval_every == 0 and step < steps
+
     with Interrupt(agree) as interrupt:
         run = train(model, optimizer, loader, steps=steps, start=start, schedule=schedule,
                     **options)
         run = checkpointed(_counted(run, stage, done), save=save, every=save_every, last=steps,
                            interrupt=interrupt)
-        for record in _watched(run, start, steps, label):
-            if evaluators and eval_every and record.step % eval_every == 0 and record.step < steps:
-                results = evaluate(model, evaluators)
-                eval_seconds += results["seconds"]
-                stage.log({"step": record.step, "evals": results})
+        run = _evaluated(_watched(run, start, steps, label), due, stage, model, evaluators, done)
+        for record in run: pass
     results = evaluate(model, evaluators)
-    eval_seconds += results.pop("seconds")
+    eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
     return {**_spent(done), "steps": steps, "tokens": done["tokens"] * ranks()[2], "skills": skills,
             "eval_seconds": eval_seconds, "loss": record and record.loss, "evals": results}
@@ -475,9 +503,6 @@ def fit(
 # every bit, not only nearly.
 
 # %%
-import tempfile
-from nanochat.checkpoint import Run
-
 def run(folder: str, die_at: int | None = None) -> GPT:
     "Eight steps of a small model, with a checkpoint every 2; dies before update `die_at` if asked to."
     def rate(t):
@@ -514,12 +539,15 @@ def compile_forward(
 
 
 # %%
-os.environ["NANOCHAT_COMPILE"] = "0"                       # as on a machine without a C++ compiler
+os.environ["NANOCHAT_COMPILE"] = "0"                 # as on a machine without a C++ compiler
 model = small()
 assert compile_forward(model) is model
 del os.environ["NANOCHAT_COMPILE"]
 print("without a compiler the plain model is used")
 
+
+# %% [markdown]
+# The rows are tried from the largest number down, and only numbers that divide the batch.
 
 # %%
 #| export

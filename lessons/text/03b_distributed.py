@@ -407,15 +407,14 @@ def batches():
         y[0, 3:] = -1
         yield x[mine], y[mine]
 
-def job():
-    "Six steps; returns the model and how many numbers of optimizer state this rank held."
+def job():                # six steps: the model, how many numbers of state this rank held, the last record
     model = GPT(config_for(1, 64, 16, head_dim=32), seed=0)
     optimizer = AdamW(model.parameters(), lr=0.001)
     if world > 1: optimizer = ShardedOptimizer(optimizer)
     options = dict(reduce=average_tensors) if world > 1 else {}
     for step in train(model, optimizer, batches(), steps=6, schedule=lambda t: 1.0, clip=0.5, **options): pass
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return model, sum(v.numel() for s in inner.state.values() for v in s.values()), step
+    state = getattr(optimizer, "optimizer", optimizer).state
+    return model, sum(v.numel() for s in state.values() for v in s.values()), step
 """
 scope = {}
 exec(JOB, scope)
