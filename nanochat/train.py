@@ -127,7 +127,7 @@ def train(
         for group in optimizer.param_groups: group["lr"] = group["initial_lr"] * lr
         micro = [_to(device, next(batches)) for _ in range(accumulate)]
         optimizer.zero_grad(set_to_none=True)
-        loss = gradients(forward or model, params, micro, reduce)
+        loss = gradients(model if forward is None else forward, params, micro, reduce)
         norm = clip_by_global_norm(params, clip)
         optimizer.step(loss.isfinite() & norm.isfinite())
         waiting.append((t + 1, _later(torch.stack([loss, norm]))))

@@ -37,6 +37,8 @@ class Done(NamedTuple):
 def run(house: Path, tool: str, *names: str) -> Done:
     "Run a tool of a house in this process: starting Python and nbdev anew for each would take minutes."
     here, path, out, err = Path.cwd(), list(sys.path), io.StringIO(), io.StringIO()
+    stems = [name.removesuffix(".py") for name in TOOLS]
+    others = {stem: sys.modules.pop(stem) for stem in stems if stem in sys.modules}      # those of another folder
     try:
         sys.path.insert(0, str(house / "tools"))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -46,7 +48,8 @@ def run(house: Path, tool: str, *names: str) -> Done:
     finally:
         os.chdir(here)
         sys.path[:] = path
-        for name in TOOLS: sys.modules.pop(name.removesuffix(".py"), None)
+        for stem in stems: sys.modules.pop(stem, None)
+        sys.modules.update(others)
     return Done(code or 0, out.getvalue(), err.getvalue())
 
 

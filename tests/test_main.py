@@ -199,10 +199,11 @@ def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_train_the_same_recipe(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577", "-m", "nanochat",
-             "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--set", "base.rows=4"]
+             "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--set", "base.rows=4", "--dtype", "float32"]
     done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path), text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    single = nanochat(tmp_path, "pretrain", "--recipe", "smoke", "--name", "one", *TINY, "--set", "base.rows=8")
+    single = nanochat(tmp_path, "pretrain", "--recipe", "smoke", "--name", "one", *TINY, "--set", "base.rows=8",
+                      "--dtype", "float32")
     assert single.returncode == 0, single.stderr[-2000:]
     from safetensors.torch import load_file
     pair, one = (load_file(tmp_path / n / "base" / "step_000004" / "model.safetensors") for n in ("pair", "one"))

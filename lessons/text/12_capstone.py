@@ -423,7 +423,7 @@ def open_stage(course: Course, name: str, parent: str | None, *sections: str) ->
 def tokenizer_stage(course: Course) -> None:
     "Train the tokenizer, or load the one that is there."
     stage, section = open_stage(course, "tokenizer", None, "tokenizer"), course.recipe["tokenizer"]
-    if stage.status() != "finished":
+    if stage.status() != "finished" and ranks()[0] == 0:
         stage.start()
         began = time.perf_counter()
         texts = _at_most(course.source.train, section["megabytes"] * 1e6)
@@ -433,6 +433,7 @@ def tokenizer_stage(course: Course) -> None:
         size = sum(len(t.encode()) for t in sample) / sum(map(len, tokenizer.encode_batch(sample)))
         stage.finish({"seconds": time.perf_counter() - began, "vocab_size": tokenizer.vocab_size,
                       "bytes_per_token": size})
+    distributed.gather_objects(None)                     # the other ranks wait until the file is there
     course.tokenizer = Tokenizer.load(stage.path)
     print0(f"tokenizer: {course.tokenizer.vocab_size} tokens, {stage.metrics()['bytes_per_token']:.2f} bytes each")
 
@@ -442,9 +443,7 @@ def tokenizer_stage(course: Course) -> None:
 def learner(course: Course) -> tuple[GPT, Callable]:
     "One model object and its compiled forward pass for all stages, so that compiling is paid once."
     model = course.new_model()
-    if not course.probed["compile"]: return model, model
-    compiled = train.compile_forward(model)
-    return model, lambda x, y: compiled(x, y)
+    return model, train.compile_forward(model) if course.probed["compile"] else model
 
 
 def common_options(course: Course, stage: str) -> dict:
