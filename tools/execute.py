@@ -5,6 +5,7 @@ Ids, sources and cell metadata stay as they are. A notebook whose cell fails is 
 """
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ from nbclient.exceptions import CellExecutionError
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 REDRAWN = re.compile(r"[^\n]*\r(?=[^\n])")     # what a later carriage return drew over
+TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/\w+")      # another folder in each run
 
 
 def joined(outputs: list) -> list:
@@ -23,7 +25,9 @@ def joined(outputs: list) -> list:
         if o.output_type == "stream" and out and out[-1].get("name") == o.name: out[-1].text += o.text
         else: out.append(o)
     for o in out:
-        if o.output_type == "stream": o.text = REDRAWN.sub("", o.text.replace("\r\n", "\n"))
+        if o.output_type == "stream": o.text = TEMPORARY.sub("TEMP", REDRAWN.sub("", o.text.replace("\r\n", "\n")))
+        plain = o.get("data", {}).get("text/plain")
+        if plain: o.data["text/plain"] = TEMPORARY.sub("TEMP", plain)
     return out
 
 

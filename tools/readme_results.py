@@ -59,6 +59,7 @@ def put(text: str, mark: str, content: str) -> str:
 
 def main(names: list[str]) -> None:
     folder = ROOT / "benchmarks" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
     reports = [json.loads((Run(name).path / "report.json").read_text(encoding="utf-8")) for name in names]
     for report in reports:
         (folder / f"laptop-seed{report['seed']}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
