@@ -125,8 +125,9 @@ def test_other_threads_run_while_it_counts():
 
 def test_a_signal_ends_the_training():
     "SIGINT during endless input becomes KeyboardInterrupt, not a dead process."
-    code = ("from itertools import repeat\nfrom rustbpe import Tokenizer\nprint('ready', flush=True)\n"
-            "try: Tokenizer().train_from_iterator(repeat('the cat sat '), 300)\n"
+    code = ("from itertools import chain, repeat\nfrom rustbpe import Tokenizer\n"
+            "def first():\n    print('ready', flush=True)\n    yield 'the cat sat '\n"
+            "try: Tokenizer().train_from_iterator(chain(first(), repeat('the cat sat ')), 300)\n"
             "except KeyboardInterrupt: print('interrupted')")
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ)
     assert child.stdout.readline() == "ready\n"
