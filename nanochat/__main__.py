@@ -4,12 +4,12 @@
 __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'STAGES', 'COMPILED', 'FIXED_SECONDS', 'STEP_SHARES', 'COMMANDS', 'STAGE_OF',
            'recipe_names', 'load_recipe', 'change_recipe', 'check_recipe', 'Source', 'microworld_source',
            'folder_source', 'open_source', 'probe', 'Course', 'optimizer_maker', 'measure_bpb', 'write_stories',
-           'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'tokenizer_stage',
-           'learner', 'common_options', 'base_stage', 'named_task', 'mixture', 'chat_stage', 'rl_stage', 'run_stages',
-           'step_seconds', 'estimate', 'fit_minutes', 'stored_facts', 'open_course', 'write_facts', 'redo',
-           'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser', 'recipe_from', 'train_command',
-           'run_command', 'stage_command', 'finished_course', 'eval_command', 'report_command', 'main', 'talk',
-           'chat_command']
+           'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'chat_texts',
+           'tokenizer_stage', 'learner', 'common_options', 'base_stage', 'named_task', 'mixture', 'chat_stage',
+           'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts', 'open_course',
+           'write_facts', 'redo', 'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser',
+           'recipe_from', 'train_command', 'run_command', 'stage_command', 'finished_course', 'eval_command',
+           'report_command', 'main', 'talk', 'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
@@ -323,13 +323,19 @@ def open_stage(course: Course, name: str, parent: str | None, *sections: str) ->
     return stage
 
 
+def chat_texts(course: Course, n: int) -> list[str]:
+    "What is said in n conversations of each of the world's kinds, so that the words of the chat become tokens, too."
+    talks = [talk for kind in microworld.TALKS for talk in microworld.conversations(kind, n, course.seed)]
+    return [m["content"] for talk in talks for m in talk["messages"] if isinstance(m["content"], str)]
+
+
 def tokenizer_stage(course: Course) -> None:
     "Train the tokenizer, or load the one that is there."
     stage, section = open_stage(course, "tokenizer", None, "tokenizer"), course.recipe["tokenizer"]
     if stage.status() != "finished" and ranks()[0] == 0:
         stage.start()
         began = time.perf_counter()
-        texts = _at_most(course.source.train, section["megabytes"] * 1e6)
+        texts = _at_most(course.source.train, section["megabytes"] * 1e6) + chat_texts(course, section["chats"])
         tokenizer = Tokenizer.train(texts, section["vocab_size"])
         tokenizer.save(stage.path)
         sample = texts[:200]
@@ -397,12 +403,12 @@ def chat_stage(course: Course, name: str, parent: str, model: GPT, forward: Call
     options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
                    make_optimizer=optimizer_maker(course), **common_options(course, name),
                    conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
-    if name == "mid": midtrain(stage, section, texts=course.source.train[-section["text"]:], **options)
-    else: sft(stage, section, **options)
+    stage_function = {"mid": midtrain, "sft": sft}[name]
+    stage_function(stage, section, texts=course.source.train[-section["text"]:] if section["text"] else (), **options)
 
 
 def rl_stage(course: Course, model: GPT) -> None:
-    "Reinforcement learning on the harder word problems, with the calculator."
+    "Reinforcement learning on word problems, mostly the harder ones, with the calculator."
     from nanochat.grpo import grpo
     from nanochat.tools import make_tool
     stage, section = open_stage(course, "rl", "sft", "rl"), course.recipe["rl"]
@@ -411,7 +417,7 @@ def rl_stage(course: Course, model: GPT) -> None:
     options = {k: v for k, v in common_options(course, "rl").items() if k != "gather"}
     rank, _, world = ranks()
     grpo(stage, section, model=model, tokenizer=course.tokenizer, sampler=course.sampler(model), rank=rank, world=world,
-         task=named_task(course, section["task"], section["questions"], course.seed + 900),
+         task=mixture(course, section, course.seed + 900),
          tool=make_tool(course.tokenizer), make_optimizer=optimizer_maker(course), **options)
 
 # %% ../lessons/12_capstone.ipynb #edff80fb

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -185,15 +186,23 @@ def pack_documents(
 ) -> Rows:                                 # every row begins with a document; no padding
     """Fill rows of T + 1 tokens with the longest document that fits, or else crop the shortest.
 
+    Within a row the documents are shuffled (seed 0), or else all rows would begin with long ones.
     The last row, where the documents ran out, is dropped. `UserError` when no row is full."""
-    pool = _Pool([len(tokens) for tokens in token_lists])
-    flat, room = [], T + 1
+    pool, mix = _Pool([len(tokens) for tokens in token_lists]), Random(0)
+    flat, row, room = [], [], T + 1
     while pool:
         i = pool.longest_fitting(room)
-        if i is None: i = pool.shortest()
-        piece = np.asarray(token_lists[i][:room], dtype=np.int32)
-        flat.append(piece)
-        room = room - len(piece) or T + 1
+        if i is None:                       # a document that is cropped stays the last of its row
+            mix.shuffle(row)
+            flat.extend(row)
+            row, i = [], pool.shortest()
+        row.append(np.asarray(token_lists[i][:room], dtype=np.int32))
+        room -= len(row[-1])
+        if room == 0:
+            mix.shuffle(row)
+            flat.extend(row)
+            row, room = [], T + 1
+    flat.extend(row)
     total = sum(map(len, flat))
     N = total // (T + 1)
     if N == 0:
@@ -206,12 +215,13 @@ Conversation = tuple[Sequence[int], Sequence[int]]   # ids and mask, as the toke
 
 def _fill(lengths: Sequence[int], T: int) -> list[list[int]]:
     "Which items share a row of T + 1 tokens; none is cut."
-    pool, rows = _Pool(lengths), []
+    pool, rows, mix = _Pool(lengths), [], Random(0)
     while pool:
         row, room = [], T + 1
         while (i := pool.longest_fitting(room)) is not None:
             row.append(i)
             room -= lengths[i]
+        mix.shuffle(row)          # a short question must be met at the start of a row, too
         rows.append(row)
     return rows
 

@@ -67,7 +67,8 @@ def default_persona() -> Persona:
 # %% ../lessons/10_identity.ipynb #a48d2ee7
 FRAMES = {
     "train": ["{}", "{}", "{}", "Hello! {}", "Hi. {}", "Excuse me. {}", "One question. {}",
-              "Please answer me. {}", "Hey you. {}", "{} I want to know."],
+              "Please answer me. {}", "Hey you. {}", "{} I want to know.", "Good evening. {}",
+              "May I know something? {}", "{} Tell the truth."],
     "test": ["{}", "{}", "Good morning. {}", "May I ask you something? {}", "{} Be honest."],
 }
 

@@ -623,11 +623,9 @@ def profile(
 ) -> str:
     "All five attributes of one character, in any order and wording."
     name, out = chooser.pick(_names()), []
-    facts = profiles()[name]
     for attribute in chooser.take(ATTRIBUTES, len(ATTRIBUTES)):
-        who = chooser.pick((name, _upper(facts["she"]))) if out else name
         line = chooser.pick(wordings(attribute).said)
-        out.append(write(line, chooser, {"name": who, "value": facts[attribute]}))
+        out.append(write(line, chooser, {"name": name, "value": profiles()[name][attribute]}))
     return " ".join(out)
 
 def profile_facts(
@@ -733,6 +731,42 @@ def ages(
 # %%
 for kind in (fact_list, sums, ages): print(kind(Chooser("x")), "\n")
 
+
+# %% [markdown]
+# One more kind of document holds no knowledge at all. It is a game of memory: what the second player says stands in what the first one said,
+# and cannot be known otherwise. A model that reads enough of these learns a useful trick, to find the place where the same words stood before
+# and to go on as the text went on there (the induction heads of Olsson et al. 2022). Copying a name, a number or a piece of a word
+# out of a question needs just that. Half of the words are made up, so that they have to be copied piece by piece.
+
+# %%
+#| export
+@cache
+def _countable() -> tuple[str, ...]:
+    "Things to count."
+    keys = ("things.pl", "edibles.pl", "animals.pl")
+    return tuple(w for k in keys for w in word_list(k) if " " not in w)
+
+SYLLABLE = ("b bl br d dr f fl g gr h j k l m n p pl r s sk st t tr v w z".split(),
+            "a e i o u ai ee oa oo".split(), "b d f g k l m n p r s t x lt mp nd sk".split())
+
+def _made_up(chooser: Chooser) -> str:
+    "A word of two syllables that means nothing, such as brolt-meef without the hyphen."
+    return "".join(chooser.pick(letters) for letters in SYLLABLE * 2)
+
+def echo(
+    chooser: Chooser,
+) -> str:
+    "A game: one says four to eight words, made up or not, and another says them again."
+    (a, _), (b, _) = chooser.take(people("heroes"), 2)
+    made_up = chooser.pick((True, False))
+    words = [_made_up(chooser) if made_up else chooser.pick(_countable()) for _ in range(chooser.pick(range(4, 9)))]
+    said = ", ".join(words)
+    return f"{a} says: {said}. {b} says it again: {said}."
+
+
+# %%
+for seed in ("a", "b"): print(echo(Chooser(seed)))
+
 # %% [markdown]
 # Spelling needs its own care. A token is a piece of several letters, and a model does not see the letters in it. It can
 # learn them only where a word is written letter by letter. One word in eight is held out: it may stand in stories, but no document
@@ -784,11 +818,11 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled,
+    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
-WEIGHTS = {"story": 80.0, "profile": 12.0, "profile facts": 20.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "dialogue": 1.0, "recipe": 1.0, "directions": 1.0,
+WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
+           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "dialogue": 1.0, "recipe": 1.0, "directions": 1.0,
            "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
@@ -1049,12 +1083,14 @@ def _choice_person(chooser: Chooser, split: str) -> Item:
     question, _ = _ask(chooser, split, name, attribute)
     return question, right, _others(chooser, lexicon(_LISTS[attribute]), right)
 
+def _kind_words(kind: str, split: str) -> list[str]:
+    "The words of a kind that a split may ask about: a fifth of them only in tests."
+    return [w for w, _, _ in facts()[kind] if (crc32(w.encode()) % 5 == 0) == (split == "test")]
+
 def _choice_kind(chooser: Chooser, split: str) -> Item:
     "Which of these is a fruit? A fifth of the words are asked about in tests only."
     kinds = chooser.take(KINDS_OF, 4)
-    held = split == "test"
-    fits = [[w for w, _, _ in facts()[k] if (crc32(w.encode()) % 5 == 0) == held] for k in kinds]
-    right, *wrong = [chooser.pick(words) for words in fits]
+    right, *wrong = [chooser.pick(_kind_words(k, split)) for k in kinds]
     return f"Which of these is {with_article(kinds[0])}?", right, wrong
 
 def _choice_sum(chooser: Chooser, split: str) -> Item:
@@ -1152,12 +1188,6 @@ assert _value("3*12+7-5") == (38, False) and _value("2-5+4") == (1, True)
 
 # %%
 #| export
-@cache
-def _countable() -> tuple[str, ...]:
-    "Things to count."
-    keys = ("things.pl", "edibles.pl", "animals.pl")
-    return tuple(w for k in keys for w in word_list(k) if " " not in w)
-
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
     "Word problems of one difficulty, worked out with the calculator."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -1188,6 +1218,7 @@ for level in ("word1", "word2", "word3"):
 #| export
 STORY_ASKS = ("Tell me a story about {0} and {1}.", "Please write a story about {0} and {1}.",
               "I would like a story about {0} and {1}.", "Can you tell a story about {0} and {1}?")
+STORY_ASKS_FREE = ("Tell me a story.", "Can you tell me a story?")
 STORY_ASKS_KEPT = ("Let me hear a story about {0} and {1}.",)     # for tests only
 
 def _story_talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -1195,7 +1226,7 @@ def _story_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     while True:
         hero, kind = chooser.pick(people("heroes")), chooser.pick(_object_list())
         colour = chooser.pick(held_colours(kind) if split == "test" else train_colours(kind))
-        asks = STORY_ASKS + STORY_ASKS_KEPT if split == "test" else STORY_ASKS
+        asks = STORY_ASKS + STORY_ASKS_KEPT if split == "test" else STORY_ASKS + STORY_ASKS_FREE
         question = chooser.pick(asks).format(hero[0], with_article(f"{colour} {kind}"))
         yield _turn("story", question, story(chooser, hero, (kind, colour)), "",
                     hero=hero[0], object=kind, colour=colour)

@@ -248,7 +248,7 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[Task, int]], seed: int = 0):
         if any(times < 0 for _, times in parts):
             raise UserError("a mixture needs times of 0 or more for each task")
-        self.tasks = [task for task, _ in parts]
+        self.name, self.tasks = "mixture", [task for task, _ in parts]
         self.order = [
             (t, i)
             for t, (task, times) in enumerate(parts)
@@ -262,6 +262,13 @@ class Mixture:
     def __getitem__(self, i: int) -> dict:
         task, row = self.order[i]
         return self.tasks[task][row]
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        "Graded by the task that is named like the conversation's kind; UserError without one."
+        kind = conversation.get("kind")
+        task = next((task for task in self.tasks if task.name == kind), None)
+        if task is None: raise UserError(f"no task of this mixture grades {kind!r} conversations")
+        return task.evaluate(conversation, completion)
 
     def counts(self) -> dict[str, int]:
         "Conversations by task name."

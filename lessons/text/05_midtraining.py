@@ -106,6 +106,16 @@ assert torch.equal(model.wte.weight[row], newborn.wte.weight[row])      # traini
 
 # %%
 #| export
+def cut_documents(
+    tokenizer,
+    texts: Iterable[str],           # plain documents
+    T: int,                         # row length
+) -> list[tuple]:                   # (ids, mask): at most a row of each, every token a target
+    "Documents in the form of rendered conversations, so that they can be packed among them."
+    documents = (ids[: T + 1] for ids in encode_documents(tokenizer, texts))
+    return [(ids, [1] * len(ids)) for ids in documents]
+
+
 def midtrain_rows(
     tokenizer,
     conversations: Iterable[dict],  # {"messages": [...]}, as `tasks` and `microworld` give them
@@ -113,9 +123,8 @@ def midtrain_rows(
     T: int,                         # row length
 ) -> Rows:                          # (N, T); every token but the padding is a target
     "Whole conversations, and documents cut to a row, packed together. `UserError` when none fits."
-    documents = [(ids[: T + 1], None) for ids in encode_documents(tokenizer, texts)]
     rendered = [tokenizer.render(c) for c in conversations]
-    return pack_conversations_all(rendered + documents, T, tokenizer.bos)
+    return pack_conversations_all(rendered + cut_documents(tokenizer, texts, T), T, tokenizer.bos)
 
 
 # %%

@@ -119,16 +119,18 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from nanochat.data import Rows, pack_conversations
-from nanochat.midtrain import train_on_rows
+from nanochat.midtrain import cut_documents, train_on_rows
 
 
 def sft_rows(
     tokenizer,
     conversations: Iterable[dict],  # {"messages": [...]}
     T: int,                         # row length
-) -> Rows:                          # (N, T); targets only where the assistant writes
+    texts: Iterable[str] = (),      # plain documents; all their tokens are targets
+) -> Rows:                          # (N, T); in conversations, targets only where the assistant writes
     "Conversations, whole, packed into rows with their loss masks. `UserError` when none fits."
-    return pack_conversations([tokenizer.render(c) for c in conversations], T, tokenizer.bos)
+    rendered = [tokenizer.render(c) for c in conversations]
+    return pack_conversations(rendered + cut_documents(tokenizer, texts, T), T, tokenizer.bos)
 
 
 # %%
@@ -170,11 +172,12 @@ def sft(
     model,                          # a midtrained model; changed in place
     tokenizer,
     conversations: Iterable[dict],
+    texts: Iterable[str] = (),      # a few documents of the pretraining text, against forgetting
     make_optimizer: Callable,       # (model, lr_scale=..., batch_tokens=...) -> optimizer
     **options,                      # evaluators, rank, world, reduce, forward, gather, agree
 ) -> dict:                          # metrics, also written to the stage's folder
-    "Supervised finetuning: conversations only, and only what the assistant writes is a target."
-    rows = partial(sft_rows, tokenizer, conversations, model.config.seq_len)
+    "Supervised finetuning: of a conversation, only what the assistant writes is a target."
+    rows = partial(sft_rows, tokenizer, conversations, model.config.seq_len, texts)
     return train_on_rows(stage, recipe, rows, model=model, tokenizer=tokenizer,
                          make_optimizer=make_optimizer, **options)
 

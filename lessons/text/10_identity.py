@@ -129,7 +129,8 @@ except UserError as e: print("UserError:", e)
 #| export
 FRAMES = {
     "train": ["{}", "{}", "{}", "Hello! {}", "Hi. {}", "Excuse me. {}", "One question. {}",
-              "Please answer me. {}", "Hey you. {}", "{} I want to know."],
+              "Please answer me. {}", "Hey you. {}", "{} I want to know.", "Good evening. {}",
+              "May I know something? {}", "{} Tell the truth."],
     "test": ["{}", "{}", "Good morning. {}", "May I ask you something? {}", "{} Be honest."],
 }
 

@@ -132,6 +132,10 @@ QUESTIONS = {
         "The word is {w}. How many {c} has it?",
         "how many {c} are in {w}",
         "How many letters {c} do you see in {w}?",
+        "Could you count the {c} in the word {w}?",
+        "Look for {c} in {w}. How many are there?",
+        "See the word {w}. How often do you see {c}?",
+        "I want to know the number of {c} in {w}.",
     ],
     "test": [
         "Can you count how many {c} the word {w} has?",

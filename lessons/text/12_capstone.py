@@ -420,13 +420,19 @@ def open_stage(course: Course, name: str, parent: str | None, *sections: str) ->
     return stage
 
 
+def chat_texts(course: Course, n: int) -> list[str]:
+    "What is said in n conversations of each of the world's kinds, so that the words of the chat become tokens, too."
+    talks = [talk for kind in microworld.TALKS for talk in microworld.conversations(kind, n, course.seed)]
+    return [m["content"] for talk in talks for m in talk["messages"] if isinstance(m["content"], str)]
+
+
 def tokenizer_stage(course: Course) -> None:
     "Train the tokenizer, or load the one that is there."
     stage, section = open_stage(course, "tokenizer", None, "tokenizer"), course.recipe["tokenizer"]
     if stage.status() != "finished" and ranks()[0] == 0:
         stage.start()
         began = time.perf_counter()
-        texts = _at_most(course.source.train, section["megabytes"] * 1e6)
+        texts = _at_most(course.source.train, section["megabytes"] * 1e6) + chat_texts(course, section["chats"])
         tokenizer = Tokenizer.train(texts, section["vocab_size"])
         tokenizer.save(stage.path)
         sample = texts[:200]
@@ -504,12 +510,12 @@ def chat_stage(course: Course, name: str, parent: str, model: GPT, forward: Call
     options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
                    make_optimizer=optimizer_maker(course), **common_options(course, name),
                    conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
-    if name == "mid": midtrain(stage, section, texts=course.source.train[-section["text"]:], **options)
-    else: sft(stage, section, **options)
+    stage_function = {"mid": midtrain, "sft": sft}[name]
+    stage_function(stage, section, texts=course.source.train[-section["text"]:] if section["text"] else (), **options)
 
 
 def rl_stage(course: Course, model: GPT) -> None:
-    "Reinforcement learning on the harder word problems, with the calculator."
+    "Reinforcement learning on word problems, mostly the harder ones, with the calculator."
     from nanochat.grpo import grpo
     from nanochat.tools import make_tool
     stage, section = open_stage(course, "rl", "sft", "rl"), course.recipe["rl"]
@@ -518,7 +524,7 @@ def rl_stage(course: Course, model: GPT) -> None:
     options = {k: v for k, v in common_options(course, "rl").items() if k != "gather"}
     rank, _, world = ranks()
     grpo(stage, section, model=model, tokenizer=course.tokenizer, sampler=course.sampler(model), rank=rank, world=world,
-         task=named_task(course, section["task"], section["questions"], course.seed + 900),
+         task=mixture(course, section, course.seed + 900),
          tool=make_tool(course.tokenizer), make_optimizer=optimizer_maker(course), **options)
 
 
