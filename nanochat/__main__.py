@@ -7,13 +7,12 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'STAGES', 'COMPILED', 'FIXED_SECO
            'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'chat_texts',
            'tokenizer_stage', 'learner', 'common_options', 'base_stage', 'named_task', 'mixture', 'chat_stage',
            'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts', 'open_course',
-           'write_facts', 'redo', 'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser',
-           'recipe_from', 'train_command', 'run_command', 'stage_command', 'finished_course', 'eval_command',
-           'report_command', 'main', 'talk', 'chat_command']
+           'write_facts', 'redo', 'is_finished', 'run_course', 'keep_time', 'say_estimate', 'OneLineParser',
+           'make_parser', 'recipe_from', 'train_command', 'run_command', 'stage_command', 'finished_course',
+           'eval_command', 'report_command', 'main', 'talk', 'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -528,6 +527,11 @@ def redo(run: Run, stage: str) -> None:
     for name in STAGES[STAGES.index(stage):]: rmtree(run.path / name, ignore_errors=True)
 
 
+def is_finished(run: Run) -> bool:
+    "Has every stage of a run its metrics?"
+    return all((run.path / s / "metrics.json").exists() for s in STAGES)
+
+
 def run_course(course: Course, until: str = "rl", since: str | None = None, minutes: float | None = None) -> dict:
     "Run a recipe under the run's lock; returns the report."
     with course.run.lock():
@@ -535,7 +539,7 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
         note = fit_minutes(course, minutes) if minutes else ""
         say_estimate(course, until, note)
         write_facts(course, note)
-        finished = all((course.run.path / s / "metrics.json").exists() for s in STAGES)
+        finished = is_finished(course.run)
         try: run_stages(course, until)
         finally:
             if not finished: keep_time(course)
@@ -554,7 +558,7 @@ def keep_time(course: Course) -> None:
 
 def say_estimate(course: Course, until: str, note: str) -> None:
     "Print how long the run will take here, before it starts."
-    if all((course.run.path / s / "metrics.json").exists() for s in STAGES): return
+    if is_finished(course.run): return
     minutes = estimate(course) / 60
     print0(f"{course.recipe['name']} on {machine()['cpu']}, {course.probed['threads']} threads, "
            f"{course.probed['dtype']}: about {minutes:.0f} minutes {note}".rstrip(), flush=True)

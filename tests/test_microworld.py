@@ -457,3 +457,12 @@ def test_schema_contexts_differ_in_one_word():
             assert len(a) == len(b) and len({x.lower() for x, _ in swaps} - {"a", "an"}) == 1
             right = re.match(r"\w+", r["continuation"])[0]
             assert right in (a, b)[r["gold"]] and right not in (a, b)[1 - r["gold"]]
+
+
+def test_echoes_say_everything_twice(docs):
+    games = [d.text for d in docs if d.kind == "echo"]
+    assert len(games) > 50
+    for text in games:
+        first, second = text.removesuffix(".").split(". ")
+        said = first.partition(": ")[2]
+        assert said == second.partition(" says it again: ")[2] and 4 <= len(said.split(", ")) <= 8

@@ -43,6 +43,14 @@ def test_targets_spell_what_the_assistant_writes_and_nothing_else():
     assert targets == expected
 
 
+def test_documents_beside_conversations_are_targets_from_their_second_token_on():
+    text = "The box is red."
+    rows = sft_rows(TOKENIZER, [CALL], 96, [text])
+    alone = sft_rows(TOKENIZER, [CALL], 96)
+    extra = sorted(rows.y[rows.y != -1].tolist()), sorted(alone.y[alone.y != -1].tolist() + TOKENIZER.encode(text))
+    assert extra[0] == extra[1]
+
+
 def test_a_question_gets_no_gradient_and_the_answer_does():
     """Change the weights a little along the gradient: the loss of the question's own tokens has no part in it.
     The oracle is cross entropy by hand, over the target positions of one conversation."""

@@ -91,6 +91,14 @@ def test_mixture_counts_and_order():
 
 # --- public data sets --------------------------------------------------------------------------
 
+def test_a_mixture_grades_by_the_kind_of_the_conversation():
+    words, sums = WorldTask("profile", 5), WorldTask("word1", 5)
+    mix = Mixture([(words, 1), (sums, 1)])
+    for row in mix:
+        assert mix.evaluate(row, f"The answer is {row['answer']}.") and not mix.evaluate(row, "I do not know.")
+    with pytest.raises(UserError, match="spell"): mix.evaluate({"kind": "spell"}, "")
+
+
 def test_choice_layout():
     row = tasks.choice_conversation("Which?", ["x", "y = z"], ["1", "2"], "2")
     lines = row["messages"][0]["content"].split("\n")

@@ -273,7 +273,8 @@ class Rows:
 # **Trap: the longest first, in every row.** Best fit takes the long documents first, so without a further step *every* row begins with a
 # long one, and a short document is only ever met after another. A model trained on such rows has never seen a short document
 # at the start of a context, which is where every chat question stands. The loss does not show it, because the held-out rows are packed
-# in the same way. Ours did this: on single facts, read alone, its loss was twice that of the same facts at the end of a row. So the
+# in the same way. We met it: a four-layer model of the laptop recipe, tested on documents by themselves, needed 0.77 bits per byte for
+# the world's facts; trained on the same documents in shuffled order it needed 0.50 (people's facts: 0.82 and 0.44). So the
 # documents of a row are shuffled before they are joined.
 #
 # "The longest that fits" must be fast: a corpus has many thousand documents, and looking through all of them for each

@@ -111,7 +111,9 @@ assert tokenizer.python_start in y and not torch.equal(y, wrong)
 # %% [markdown]
 # ## The rows
 #
-# Packing is that of midtraining; only the targets differ. Here is all of it.
+# Packing is that of midtraining; only the targets differ. Here is all of it. A few documents of the pretraining text may be packed among
+# the conversations, with all their tokens as targets: a small model that reads only answers for some hundred steps writes poorer stories and
+# forgets what it knew about people. (nanochat's SFT has no such documents; its mixture holds a large share of open conversations instead.)
 
 # %%
 #| export
