@@ -91,7 +91,9 @@ def cleanup() -> None:
 def session(device: torch.device | str = "cpu"):
     "A block in which the processes of `torchrun` work together; at its end they part."
     init_from_env(device)
-    try: yield
+    try:
+        yield
+        if dist.is_initialized(): dist.barrier()     # nobody leaves while another still sends
     finally: cleanup()
 
 
