@@ -927,7 +927,7 @@ right.axvline(entropy_bpb(docs), color="black", lw=1, ls="--")
 right.set_xlabel("bits per byte")
 figure(fig, caption="Kinds of documents: their share of the text, and how unpredictable they are. Dashed: the whole.",
        alt="Two bar charts of sixteen kinds of documents. Stories hold almost three quarters of the bytes, profile facts, "
-           "profiles and facts most of the rest. Bits per byte go from 0.27 for spelled words to 1.0 for sums; stories "
+           "profiles and facts most of the rest. Bits per byte go from 0.2 for profiles to 1.0 for sums; stories "
            "have 0.36, close to the dashed line of the whole corpus.")
 
 # %% [markdown]
