@@ -14,7 +14,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import regex
@@ -69,9 +69,14 @@ def _count_pieces(texts: Iterable[str], pattern: str) -> Counter:
 class _PairTable:
     "Pair counts over counted pieces, kept right while pairs are merged."
 
-    def __init__(self, pieces: dict[bytes, int]):
-        self.words = [list(piece) for piece in pieces]      # symbols of each distinct piece
-        self.times = list(pieces.values())                  # how often that piece occurs
+    def __init__(
+        self,
+        pieces: dict[bytes, int],                # how often each distinct piece occurs
+        byte_order: Sequence[int] = range(256),  # symbol i is the byte byte_order[i]
+    ):
+        symbol = {byte: i for i, byte in enumerate(byte_order)}
+        self.words = [[symbol[byte] for byte in piece] for piece in pieces]
+        self.times = list(pieces.values())
         self.counts, self.where = Counter(), defaultdict(list)
         for i, word in enumerate(self.words): self._add(i, word)
         self.heap = [(-n, pair) for pair, n in self.counts.items()]
@@ -82,40 +87,47 @@ class _PairTable:
             self.counts[pair] += self.times[i]
             self.where[pair].append(i)
 
-    def best(self) -> tuple[int, int] | None:
-        "The most frequent pair; on equal counts the smaller one. None when nothing is left."
-        while self.heap:
-            n, pair = heapq.heappop(self.heap)
-            now = self.counts[pair]
-            if now == -n and now > 0: return pair
-            if now > 0: heapq.heappush(self.heap, (-now, pair))     # an old count: file it again
-        return None
-
-    def apply(self, pair: tuple[int, int], new: int):
-        "Merge `pair` into `new` in every piece that holds it, and bring the counts up to date."
-        fresh = set()
-        for i in dict.fromkeys(self.where.pop(pair)):
-            old = self.words[i]
-            word = self.words[i] = merge(old, pair, new)
-            if len(word) == len(old): continue              # an earlier merge took the pair away
-            for gone in pairwise(old): self.counts[gone] -= self.times[i]
-            self._add(i, word)
-            fresh.update(p for p in pairwise(word) if new in p)
-        for p in fresh: heapq.heappush(self.heap, (-self.counts[p], p))
-
 # %% ../lessons/01_tokenizer.ipynb #d2ac1d1f
+@patch
+def best(self: _PairTable) -> tuple[int, int] | None:
+    "The most frequent pair; on equal counts the smaller one. None when nothing is left."
+    while self.heap:
+        n, pair = heapq.heappop(self.heap)
+        now = self.counts[pair]
+        if now == -n and now > 0: return pair
+        if now > 0: heapq.heappush(self.heap, (-now, pair))     # an old count: file it again
+    return None
+
+
+@patch
+def apply(self: _PairTable, pair: tuple[int, int], new: int):
+    "Merge `pair` into `new` in every piece that holds it, and bring the counts up to date."
+    fresh = set()
+    for i in dict.fromkeys(self.where.pop(pair)):
+        old = self.words[i]
+        word = self.words[i] = merge(old, pair, new)
+        if len(word) == len(old): continue              # an earlier merge took the pair away
+        for gone in pairwise(old): self.counts[gone] -= self.times[i]
+        self._add(i, word)
+        fresh.update(p for p in pairwise(word) if new in p)
+    for p in fresh: heapq.heappush(self.heap, (-self.counts[p], p))
+
+# %% ../lessons/01_tokenizer.ipynb #f00710bf
 def train_bpe(
-    texts: Iterable[str],          # documents; any iterable, read once
-    vocab_size: int,               # bytes + merges; at least 256
-    pattern: str = SPLIT_PATTERN,  # the split; no merge crosses its borders
-) -> dict[bytes, int]:             # token bytes -> rank; ranks 0..255 are the bytes
+    texts: Iterable[str],                    # documents; any iterable, read once
+    vocab_size: int,                         # bytes + merges; at least 256
+    pattern: str = SPLIT_PATTERN,            # the split; no merge crosses its borders
+    byte_order: Sequence[int] = range(256),  # ids of the bytes, by which ties are decided
+) -> dict[bytes, int]:                       # token bytes -> rank; the 256 bytes come first
     """Byte-pair encoding learned from `texts` in pure Python (Sennrich et al. 2016).
 
     The most frequent pair is merged first; on equal counts the smaller pair (left id, then
-    right id). Ends early when no pair is left. Raises ValueError when `vocab_size` < 256.
+    right id). Ends early when no pair is left. Raises ValueError when `vocab_size` < 256 or
+    `byte_order` does not hold each byte once.
     """
     if vocab_size < 256: raise ValueError(f"vocab_size must be at least 256, got {vocab_size}")
-    table, tokens = _PairTable(_count_pieces(texts, pattern)), [bytes([b]) for b in range(256)]
+    if sorted(byte_order) != list(range(256)): raise ValueError("byte_order must hold each byte once")
+    table, tokens = _PairTable(_count_pieces(texts, pattern), byte_order), [bytes([b]) for b in byte_order]
     while len(tokens) < vocab_size and (pair := table.best()):
         table.apply(pair, len(tokens))
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
@@ -139,9 +151,6 @@ def _check_ranks(ranks: dict[bytes, int]):
         raise UserError("tokenizer ranks must give the 256 bytes ids 0..255; train it again")
 
 # %% ../lessons/01_tokenizer.ipynb #7fafc8e1
-_LONG_TEXT = 200_000    # characters; above it the regex stack of tiktoken can run over
-
-
 class Tokenizer:
     "Text to ids and back: byte-pair tokens first, the nine special tokens after them."
 
@@ -162,26 +171,35 @@ class Tokenizer:
             "nanochat", pat_str=pattern, mergeable_ranks=self.ranks,
             special_tokens=self._special_ids)
 
-    def encode(self, text: str) -> list[int]:
-        "Ids of `text`. A special token spelled in the text is ordinary text, never its id."
-        if len(text) <= _LONG_TEXT: return self._encoding.encode_ordinary(text)
-        return [i for match in self._split.finditer(text)
-                for i in self._encoding._encode_single_piece(_utf8(match.group()))]
-
-    def encode_batch(self, texts: list[str], threads: int = 2) -> list[list[int]]:
-        "Ids of each text, encoded by several threads."
-        if any(len(text) > _LONG_TEXT for text in texts): return [self.encode(t) for t in texts]
-        return self._encoding.encode_ordinary_batch(texts, num_threads=threads)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
-        return self._encoding.decode(list(ids), errors="replace")
-
     def special(self, name: str) -> int:
         "Id of a special token by its spelling, as in `special('<|bos|>')`."
         if name not in self._special_ids:
             raise UserError(f"no special token {name!r}; there are {', '.join(SPECIALS)}")
         return self._special_ids[name]
+
+# %% ../lessons/01_tokenizer.ipynb #49ea4d2f
+_LONG_TEXT = 200_000    # characters; above it the regex stack of tiktoken can run over
+
+
+@patch
+def encode(self: Tokenizer, text: str) -> list[int]:
+    "Ids of `text`. A special token spelled in the text is ordinary text, never its id."
+    if len(text) <= _LONG_TEXT: return self._encoding.encode_ordinary(text)
+    return [i for match in self._split.finditer(text)
+            for i in self._encoding._encode_single_piece(_utf8(match.group()))]
+
+
+@patch
+def encode_batch(self: Tokenizer, texts: list[str], threads: int = 2) -> list[list[int]]:
+    "Ids of each text, encoded by several threads."
+    if any(len(text) > _LONG_TEXT for text in texts): return [self.encode(t) for t in texts]
+    return self._encoding.encode_ordinary_batch(texts, num_threads=threads)
+
+
+@patch
+def decode(self: Tokenizer, ids: Sequence[int]) -> str:
+    "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
+    return self._encoding.decode(list(ids), errors="replace")
 
 # %% ../lessons/01_tokenizer.ipynb #606ac16f
 @cache
@@ -210,6 +228,22 @@ def train(
     rust = trainer()
     rust.train_from_iterator(iter(texts), n, pattern=pattern)
     return cls({bytes(token): rank for token, rank in rust.get_mergeable_ranks()}, pattern)
+
+# %% ../lessons/01_tokenizer.ipynb #f1aa527e
+def visualize(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],   # tokens
+    mask: Sequence[int],  # 1 where the token is supervised; same length
+) -> str:                 # HTML, safe to show: the text is escaped
+    "Each token in its own box; supervised ones are bold on green, the rest plain on grey."
+    boxes = []
+    for i, m in zip(ids, mask, strict=True):
+        text = tokenizer._encoding.decode_single_token_bytes(i).decode(errors="backslashreplace")
+        text = html.escape(text).replace("\n", "\\n").replace(" ", "&nbsp;")
+        style = "background:#bfe3c5;font-weight:bold" if m else "background:#e4e4e4"
+        boxes.append(f'<span title="id {i}" style="{style};color:#111;margin:1px;padding:0 2px">'
+                     f"{text}</span>")
+    return '<div style="font-family:monospace;line-height:1.8">' + "".join(boxes) + "</div>"
 
 # %% ../lessons/01_tokenizer.ipynb #331e40e6
 def _merge_system(messages: list[dict]) -> list[dict]:
@@ -265,7 +299,7 @@ def _assistant(self: Tokenizer, content: str | list) -> Iterator[tuple[int, int]
         else:
             raise UserError(f"unknown part type {kind!r}; use text, python or python_output")
 
-
+# %% ../lessons/01_tokenizer.ipynb #6e00e2ac
 @patch
 def _render(self: Tokenizer, messages: list[dict]) -> Iterator[tuple[int, int]]:
     "(id, mask) of every token of a conversation."
@@ -280,7 +314,7 @@ def _render(self: Tokenizer, messages: list[dict]) -> Iterator[tuple[int, int]]:
             yield from self._assistant(message.get("content"))
             yield self.assistant_end, 1
 
-# %% ../lessons/01_tokenizer.ipynb #6e00e2ac
+
 @patch
 def render(
     self: Tokenizer,
@@ -305,21 +339,6 @@ def render_prompt(
     messages = _checked_messages(conversation)
     if messages[-1]["role"] == "assistant": messages = messages[:-1]
     return [i for i, _ in self._render(messages)] + [self.assistant_start]
-
-# %% ../lessons/01_tokenizer.ipynb #eccc296b
-def visualize(
-    tokenizer: Tokenizer,
-    ids: Sequence[int],   # tokens
-    mask: Sequence[int],  # 1 where the token is supervised; same length
-) -> str:                 # HTML, safe to show: the text is escaped
-    "Each token in its own box; supervised ones are bold on green, the rest plain on grey."
-    boxes = []
-    for i, m in zip(ids, mask, strict=True):
-        text = html.escape(tokenizer.decode([i])).replace("\n", "\\n").replace(" ", "&nbsp;")
-        style = "background:#bfe3c5;font-weight:bold" if m else "background:#e4e4e4"
-        boxes.append(f'<span title="id {i}" style="{style};color:#111;margin:1px;padding:0 2px">'
-                     f"{text}</span>")
-    return '<div style="font-family:monospace;line-height:1.8">' + "".join(boxes) + "</div>"
 
 # %% ../lessons/01_tokenizer.ipynb #a922c658
 @patch
