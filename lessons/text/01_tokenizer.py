@@ -312,7 +312,7 @@ print("with a 'the' in it:", [token.decode() for token in v2.tokens if b"the " i
 assert len(across) > 50
 
 # %% [markdown]
-# A third of the new numbers holds a word's end, a space and a beginning, and there is *the* with this before and that behind it. Each variant has to be learned by the model anew, as if it were another word. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
+# Two in five of the new tokens hold the end of a word, a space, and perhaps a beginning; and there is *the* with this before and that behind it. The model has to learn each variant anew, as if it were another word. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
 # pattern*. Ours is the one of nanochat: that of GPT-4 with one change, which comes below.
 
 # %%
@@ -369,8 +369,8 @@ for name, sample in (("learned from", few), ("fresh", fresh[:30])):
                           for label, v in (("without cuts", v2), ("with cuts", v3))))
 
 # %% [markdown]
-# The cuts do not help compression; they cost some. A token such as ` the black ` saves two others. We cut all the same, for two reasons. A model learns a word better when it always looks the same. And most pieces repeat, which will make training a
-# thousand times faster. It is a trade, and not the last word: SuperBPE (Liu and others 2025) cuts first, then goes on merging across spaces, and reports better models.
+# Without cuts the stories that were learned from become shorter, by a percent or so: a token such as ` the black` saves another one. On fresh stories the order turns round. A token that spans words is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
+# model, and most pieces repeat, which will make training a hundred times faster. It is not the last word. SuperBPE (Liu and others 2025) trains with cuts first, then goes on merging across spaces in much more text, and reports better models.
 #
 # ## Two digits
 #
@@ -388,7 +388,7 @@ for most in (1, 2, 3, 9):
           f"half of which occur {sorted(found.values())[len(found) // 2]:,} times or less")
 
 # %% [markdown]
-# From two digits to three, a number gets a quarter shorter and a token is seen a tenth as often. With a vocabulary of 1,024 even the 1,110 groups would not fit. Published nanochat measured it on a 12-layer model with a vocabulary of 32,768: bits per byte were 0.969 with one digit, **0.965** with two,
+# From two digits to three, a number gets a quarter shorter and the typical token is seen almost twenty times less. With a vocabulary of 1,024 even the 1,110 groups would not fit. Published nanochat measured it on a 12-layer model with a vocabulary of 32,768: bits per byte were 0.969 with one digit, **0.965** with two,
 # 0.972 with three. A small effect, and two digits win.
 #
 # The third thing is place. Groups are taken from the *left*, so what a digit is worth depends on how long the number is:
@@ -503,13 +503,13 @@ def apply(self: _PairTable, pair: tuple[int, int], new: int):
 # %%
 assert table.best() == (ord("u"), ord("g")) and table.counts[ord("u"), ord("g")] == 20
 table.apply((ord("u"), ord("g")), 256)
-print(table.words, "- the heap's top says", table.heap[0])
+print(table.words, "- on top of the heap is now", table.heap[0])
 assert table.best() == (ord("h"), 256) and table.counts[ord("h"), 256] == 15
-assert table.counts[ord("h"), ord("u")] == 0                           # and the heap still holds it, out of date
+assert table.counts[ord("h"), ord("u")] == 0                           # what was on top is gone, and was passed over
 
 
 # %% [markdown]
-# With these two the trainer is a loop of three lines. Its last argument is the order of the bytes, which decides ties. Leave it alone for the moment.
+# After the merge the top of the heap still promises 15 times `h` `u`. There is none left, so `best` drops it and takes the next, `h` with the new symbol. With these two methods the trainer is a loop of three lines. Its last argument is the order of the bytes, which decides ties. Leave it alone for the moment.
 
 # %%
 #| export
@@ -592,7 +592,7 @@ for trainer in (FirstSeen, SplitTokenizer):
 assert one == other
 
 # %% [markdown]
-# The same documents, and other token ids: a model trained with one cannot read what the other encoded. With the rule, the merges depend on the counts alone, and counts do not know in which order they were made. So a
+# The same documents, and most ids mean something else: a model trained with one tokenizer cannot read what the other encoded. With the rule, the merges depend on the counts alone, and counts do not know in which order they were made. So a
 # shuffled corpus, eight threads or a trainer in another language (lesson 01a) give the same file, byte for byte.
 #
 # "The smaller pair" still hides a choice: *which numbers do the bytes have?* Ours are 0 to 255. GPT-2, and Hugging Face's `tokenizers` after it, number the bytes that print first, then the others. That is as right as ours, and it is what `byte_order` is for.
@@ -607,7 +607,9 @@ print(f"the space is byte {GPT2_ORDER.index(32)}; the first merge that differs i
 
 
 # %% [markdown]
-# **Check it.** With its own order of bytes, our trainer must give every token that `tokenizers` gives. That package is not needed for the course, so this cell may skip.
+# The same tokens, in another order from the 85th merge on. Neither is better, but a file that says only "trained with BPE on these texts" does not say which of the two it is.
+#
+# **Check it.** With its order of bytes, our trainer must give every token that `tokenizers` gives, tie for tie. The course does not need that package, so this cell may skip.
 
 # %%
 def hugging_face(texts: list[str], vocab_size: int) -> list[bytes]:
@@ -810,9 +812,11 @@ print("1,024 ids:", len(ranks) - 256, "merges, 256 bytes,", len(SPECIALS), "spec
 # %%
 three = SPLIT_PATTERN.replace("{1,2}", "{1,3}")
 groups = train_bpe(numbers, 1015, three)
-dead = [token for token in groups if len(token) == 3 and Tokenizer(groups).encode(token.decode()) != [groups[token]]]
+dead = [token for token in groups if len(regex.findall(SPLIT_PATTERN, token.decode("latin1"))) > 1]
 print(f"{len(dead)} of {len(groups)} tokens can never occur when the split allows two digits, such as {dead[:3]}")
-assert dead and not any(Tokenizer(groups, three).encode(t.decode()) != [groups[t]] for t in dead)
+same_number = [Tokenizer(groups, pattern).encode("386747") for pattern in (three, SPLIT_PATTERN)]
+print("386747 in the pattern of training:", same_number[0], "- in the other:", same_number[1])
+assert dead and len(same_number[0]) < len(same_number[1])
 
 
 # %% [markdown]
@@ -879,11 +883,11 @@ assert shown.value == view(smaller(300), "the the the")
 # %% [markdown]
 # ## How many tokens should there be?
 #
-# Each further merge is rarer than the one before, so it shortens less. And it is not free: a token is one row in two matrices of the model, and a row that is seen seldom is learned badly. **Predict** the shape of both curves below: bytes per token, and how often the typical token of the second half of the vocabulary occurs in the million
+# Each further merge is rarer than the one before, so it shortens less. And it is not free: a token is one row in two matrices of the model, and a row that is seen seldom is learned badly. **Predict** the shape of both curves below: bytes per token, and how often a typical token among the newer half occurs in the million
 # characters.
 
 # %%
-sizes = (256, 320, 512, 1024, 2048, 4096)
+sizes = (256, 384, 512, 1024, 2048, 4096)
 large = train_bpe(texts, sizes[-1])
 n_bytes = sum(len(text.encode()) for text in fresh)
 per_token, seen = [], []
@@ -891,9 +895,10 @@ for n in sizes:
     part = Tokenizer(dict(islice(large.items(), n)))                    # the first merges are a smaller tokenizer
     per_token.append(n_bytes / sum(map(len, part.encode_batch(fresh))))
     uses = Counter(i for ids in part.encode_batch(texts) for i in ids)
-    seen.append(sorted(uses[i] for i in range(n // 2, n))[n // 4])
+    newer = sorted(uses[i] for i in range(max(256, n // 2), n))         # those that came since the last size
+    seen.append(newer[len(newer) // 2] if newer else None)
     share = 2 * n * 256 / (2 * n * 256 + 12 * 4 * 256**2)
-    print(f"{n:5} tokens: {per_token[-1]:.2f} bytes a token, typical newer token seen {seen[-1]:6,} times, "
+    print(f"{n:5} tokens: {per_token[-1]:.2f} bytes a token, a typical newer one occurs {seen[-1] or '-':>5} times, "
           f"{share:.0%} of the laptop model's parameters")
 assert per_token[0] == 1 and per_token == sorted(per_token)
 
@@ -904,11 +909,11 @@ left.set(xscale="log", xlabel="bytes and merges", ylabel="bytes per token", ylim
 right.plot(sizes[1:], seen[1:], "s-", color="#a0522d")
 right.set(xscale="log", yscale="log", xlabel="bytes and merges", ylabel="uses of a newer token")
 figure(fig, caption="What a larger vocabulary buys (left, fresh stories) and what it costs (right, in the training text).",
-       alt="Left: bytes per token rise from 1 at 256 entries to about 2.7 at 1,024 and flatten to about 3.6 at 4,096. Right: on two "
-           "logarithmic axes the uses of a typical newer token fall steeply, from several thousand at 320 entries to some dozens at 4,096.")
+       alt="Left: bytes per token rise from 1 at 256 entries to 2.7 at 1,024 and ever more slowly to 3.9 at 4,096. Right: on two "
+           "logarithmic axes the uses of a typical newer token fall steadily, from some two thousand at 384 entries to about 14 at 4,096.")
 
 # %% [markdown]
-# The left curve bends, the right one falls like a stone. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C = 256$ and $L = 4$ layers; lesson 02a derives it. At the 65,536 ids of the real model nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
+# Each doubling adds about 0.6 bytes to a token (the axis is logarithmic, so the straight line on the left means ever dearer gains), and the newcomers are seen three times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C = 256$ and $L = 4$ layers; lesson 02a derives it. At the 65,536 ids of the real model nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
 # chat model, and a larger model affords more.
 #
 # ## Tokens that bite
@@ -959,7 +964,7 @@ figure(fig, caption="One sentence in six languages, counted in tokens of a token
 
 
 # %% [markdown]
-# The Hindi reader pays for seven times as many tokens, waits seven times as long, and fits a seventh into the context. Large tokenizers are less extreme, but Petrov and others (2023) still found ratios up to 15.
+# The Hindi reader pays for more than six times as many tokens, waits six times as long, and fits a sixth into the context. Large tokenizers are less extreme, but Petrov and others (2023) still found ratios up to 15.
 #
 # ## A conversation, token by token
 #
@@ -1108,17 +1113,19 @@ assert ids[:len(prompt)] == prompt and prompt[-1] == tokenizer.assistant_start
 assert ids[-1] == tokenizer.assistant_end and mask[-1] == 1
 
 # %% [markdown]
-# **Trap.** A model at position $t$ predicts token $t + 1$. So when ids become inputs and targets, the mask goes with the *targets*. Shifted by one, the model would be trained to predict `<|assistant_start|>` no more, but also never to stop. Nothing crashes.
+# **Trap.** At each position the model predicts the *next* token. So inputs are `ids[:-1]`, targets are `ids[1:]`, and the mask belongs to the targets: `mask[1:]`. With `mask[:-1]` everything has the right shape, the loss goes down, and nothing crashes. **Predict** what goes wrong, then run.
 
 # %%
-inputs, targets, learn = ids[:-1], ids[1:], mask[1:]
-stops = [m for target, m in zip(targets, learn) if target == tokenizer.assistant_end]
-print("trained to stop, with mask[1:]:", stops, "  with mask[:-1]:", [m for t, m in zip(targets, mask[:-1]) if t == tokenizer.assistant_end])
-first = learn.index(1)
-print("first lesson: after", repr(tokenizer.decode([inputs[first]])), "write", repr(tokenizer.decode([targets[first]])))
-assert stops == [1] and inputs[first] == tokenizer.assistant_start
+thanks = [{"role": "user", "content": "Thanks"}, {"role": "assistant", "content": "Any time."}]
+ids, mask = tokenizer.render({"messages": chat["messages"] + thanks})
+rows = list(zip(ids[1:], mask[1:], mask[:-1]))                         # target, right mask, shifted mask
+print("never learned:     ", [tokenizer.decode([t]) for t, right, shifted in rows if right > shifted])
+print("learned by mistake:", [tokenizer.decode([t]) for t, right, shifted in rows if right < shifted])
+assert tokenizer.python_start in [t for t, right, shifted in rows if right > shifted]
 
 # %% [markdown]
+# The first token of each answer is never trained, and here that is the decision to call the calculator. Instead the model learns to begin the tool's output, and to speak for the user once it is done.
+#
 # ## How many bytes is a token?
 #
 # You will soon compare models by their loss: the mean of $-\ln p(\text{token})$. Does a lower loss mean a better model? The next cell takes the dumbest model there is, which gives each token its frequency and looks at nothing, and fits it to the same stories with three tokenizers. **Predict** which vocabulary has the lowest loss.
@@ -1148,7 +1155,7 @@ for ax, values, label in ((left, [loss for loss, _ in losses.values()], "loss pe
     ax.bar_label(ax.bar([f"{n:,}" for n in losses], values, color="#74aedd"), fmt="%.2f")
     ax.set(xlabel="bytes and merges", ylabel=label, ylim=(0, 1.2 * max(values)))
 figure(fig, caption="One simple model, three tokenizers: by loss the smallest vocabulary seems best, by bits per byte it is worst.",
-       alt="Two bar charts over 256, 1,024 and 4,096 entries. Loss per token rises from about 3.0 to 6.6; bits per byte fall from about 4.4 to 2.6.")
+       alt="Two bar charts over 256, 1,024 and 4,096 entries. Loss per token rises from 3.1 to 6.5; bits per byte fall from 4.5 to 2.4.")
 assert bits_per_byte[256] > bits_per_byte[1024] > bits_per_byte[4096]
 
 
@@ -1316,14 +1323,15 @@ kinds = {"stories": fresh, "manual": pages[1::2], "other languages": list(same.v
 def bytes_per_token(encode, kind: str) -> float:
     return sum(len(text.encode()) for text in kinds[kind]) / sum(len(encode(text)) for text in kinds[kind])
 
-table = {"ours, stories (1,015)": tokenizer.encode, "ours, manual (1,015)": manual.encode}
+table = {"ours, stories (1,015)": tokenizer.encode, "ours, manual (1,015)": manual.encode,
+         "ours, stories (4,096)": Tokenizer(large).encode}
 rows = {name: [bytes_per_token(encode, kind) for kind in kinds] for name, encode in table.items()}
 for name, row in rows.items(): print(f"{name:22}", *(f"{kind} {value:.2f}   " for kind, value in zip(kinds, row)))
-a, b = rows.values()
-assert a[0] > b[0] and b[1] > a[1]
+a, b, c = rows.values()
+assert a[0] > b[0] and b[1] > a[1] and c[0] > a[0]
 
 # %% [markdown]
-# Each is best at home, by a good half. (Below 1 in the last column? A number is short, and its last digit stands alone.) So a tokenizer is trained on what the model will read, and the same holds for a language.
+# Each is best at home, by about half. Neither has learned anything about other scripts or about digits, where a token is a byte. So a tokenizer is trained on what the model will read.
 #
 # Can a thousand merges compete with the fifty thousand of GPT-2 and the hundred thousand of GPT-4? This cell is **optional**. GPT-2's two files are found where `NANOCHAT_REAL_DATA` points; GPT-4's is fetched by tiktoken (1.7 MB, a few seconds), but only if you set `DOWNLOAD = True` or have its cache in `TIKTOKEN_CACHE_DIR`. What is not there is left out.
 
@@ -1354,19 +1362,69 @@ except OSError: print("GPT-4 is left out: its file could not be fetched")
 # %%
 for name, encoding in others.items():
     rows[name] = [bytes_per_token(encoding.encode_ordinary, kind) for kind in kinds]
-fig, ax = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
-for k, ((name, row), hatch) in enumerate(zip(rows.items(), ("", "//", "..", "xx"))):
-    bars = ax.bar([x + 0.2 * k for x in range(len(kinds))], row, 0.19, label=name, hatch=hatch, edgecolor="white")
-    ax.bar_label(bars, fmt="%.1f", fontsize=8)
-ax.set(ylabel="bytes per token", xticks=[x + 0.1 * (len(rows) - 1) for x in range(len(kinds))], xticklabels=kinds)
+fig, ax = plt.subplots(figsize=(7.5, 3), layout="constrained")
+for k, ((name, row), hatch) in enumerate(zip(rows.items(), ("", "//", "--", "..", "xx"))):
+    bars = ax.bar([x + 0.17 * k for x in range(len(kinds))], row, 0.16, label=name, hatch=hatch, edgecolor="white")
+    ax.bar_label(bars, fmt="%.1f", fontsize=7)
+ax.set(ylabel="bytes per token", xticks=[x + 0.085 * (len(rows) - 1) for x in range(len(kinds))], xticklabels=kinds)
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; the number of bytes and merges in brackets.",
        alt="Grouped bars. " + " ".join(f"{name}: " + ", ".join(f"{kind} {value:.1f}" for kind, value in zip(kinds, row)) + "."
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# PLACEHOLDER
+# With both files at hand (they were when this page was made) the figure says three things. On the stories, 4,096 merges that were learned there equal GPT-2's fifty thousand and GPT-4's hundred thousand: fit beats size. On any other text they are far behind. And from GPT-2 to GPT-4 the other
+# languages gained most, because somebody put them into the training text.
 #
 # ## At scale
 #
-# PLACEHOLDER
+# The real model has 65,536 ids, so that each fits into two bytes: 256 bytes, 65,271 merges, 9 specials. Published nanochat learns them from up to two billion characters of web text, each document cut at 10,000, and reports about 4.8 characters per token. What follows for the 20-layer model of 100 dollars, with width 1,280 and a context of 2,048:
+
+# %%
+V, C, L, T, per_character = 65_536, 1280, 20, 2048, 4.8
+parameters, flops = 2 * V * C + 12 * L * C**2, 6 * (V * C + 12 * L * C**2) + 12 * L * C * T
+print(f"a context holds {T * per_character:,.0f} characters; as bytes it would hold {T:,}")
+print(f"{2 * V * C / 1e6:.0f} of {parameters / 1e6:.0f} million parameters are vocabulary ({2 * V * C / parameters:.0%})")
+print(f"choosing among the ids takes {6 * V * C / flops:.0%} of the arithmetic of a training step")
+print(f"the scores of all ids for one row of the batch fill {4 * T * V / 2**20:.0f} MiB in fp32")
+print(f"20 tokens a parameter are {20 * parameters / 1e9:.1f} billion tokens, or {20 * parameters * per_character / 1e9:.0f} GB of text")
+assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
+
+# %% [markdown]
+# Where this course differs from the published code: the tokenizer is a JSON file and not a pickle, bytes are counted from bytes, very long texts do not panic, and streams never show half a character. The split, the ids, the merges and the layout of a conversation are the same.
+#
+# ## Recap
+#
+# 1. Text is bytes. BPE joins the most frequent pair, again and again; to encode is to replay the merges. What was never learned stays bytes, so nothing falls through.
+# 2. The split keeps merges inside words and groups digits by two; counting distinct pieces makes training fast.
+# 3. Ties go to the smaller pair. So the merges depend on counts alone, and every trainer agrees.
+# 4. Special tokens go in by id, text goes in as text. The mask is 1 on what the assistant writes, its stop included, and 0 on what the tool writes.
+# 5. Loss per token depends on the tokenizer, bits per byte do not. Bytes are counted from raw bytes, never from a decoded string.
+#
+# ## Quiz
+#
+# <details><summary>1. Your tokenizer never saw Greek. Can it encode Greek?</summary>Yes. Each letter stays two bytes, so two tokens. It is dear, not impossible.</details>
+# <details><summary>2. You train on the same files with 1 thread and with 16. May the merges differ?</summary>No. The counts are sums, sums do not depend on their order, and ties are decided by ids.</details>
+# <details><summary>3. Why does encoding join the pair that was learned first, and not the longest token?</summary>Training joined them in that order. Only the replay gives a text the tokens that it had when the counts were made.</details>
+# <details><summary>4. A colleague strips <code>&lt;|user_end|&gt;</code> from all messages, to be safe. Is it?</summary>It loses what users wrote, and it is not needed: <code>encode</code> never gives a special id.</details>
+# <details><summary>5. Model A has loss 2.9 with 1,024 ids, model B has 3.4 with 65,536. Which is better?</summary>Nobody can tell. Multiply each loss by tokens per byte first.</details>
+# <details><summary>6. Is the token <code>&lt;|python_start|&gt;</code> supervised, and <code>&lt;|output_start|&gt;</code>?</summary>The first, yes: to call the tool is the model's decision. The second, no: the tool answers.</details>
+#
+# ## Papers
+#
+# Gage 1994, *A new algorithm for data compression* · Sennrich, Haddow and Birch 2016, *Neural machine translation of rare words with subword units* (BPE for language; ties are not mentioned) · Radford and others 2019, *Language models are unsupervised multitask learners* (GPT-2: bytes as the alphabet, and a split) ·
+# Petrov and others 2023, *Language model tokenizers introduce unfairness between languages* · Liu and others 2025, *SuperBPE: space travel for language models*. The growing versions follow an idea of Karpathy's minbpe, special tokens and layout his nanochat.
+#
+# **Exercises:** `make start NN=01`. **Next:** `01a_rustbpe` trains the same merges in Rust; `02_attention` starts the model.
+#
+# ## What your package can do now
+
+# %%
+from nanochat.microworld import conversations
+
+final = Tokenizer.train(texts, 1024)
+talks = [final.render(c) for c in conversations("word1", 50, seed=1)]
+total, learn = sum(len(ids) for ids, _ in talks), sum(sum(mask) for _, mask in talks)
+print(f"{len(talks)} word problems: {total} tokens, {learn / total:.0%} of them supervised")
+display(HTML(visualize(final, *talks[0])))
+assert 0 < learn < total and final.fingerprint() == tokenizer.fingerprint()
