@@ -12,7 +12,7 @@
 # * lay out a conversation so that no user can forge a turn, and say for each token whether the model learns it (exercises 5 and 6);
 # * compare models whose tokenizers differ, by counting bytes (exercise 7).
 #
-# You need `00a_workshop` and `00b_microworld`. Reading and running: 60 minutes. Exercises: 75 minutes. Computing: under a minute.
+# You need `00a_workshop` and `00b_microworld`. Reading and running: 75 minutes. Exercises: 75 minutes. Computing: under half a minute.
 
 # %%
 #| default_exp tokenizer
@@ -59,17 +59,14 @@ print(unknown[:8])
 assert unknown
 
 # %% [markdown]
-# Nearly fifteen thousand numbers, and one word in twenty-five still falls through: a word with a comma, a word with a quotation mark, a word that was rare. In
-# the real world there are also names, typing errors, web addresses and a few thousand languages.
+# Nearly fifteen thousand numbers, and one word in twenty-five still falls through: it has a comma behind it, or a quotation mark, or it is rare. The real world adds names, typing errors, web addresses and a few thousand languages.
+# Characters are no way out either: there are about 150,000, and your text shows the model hardly any of them.
 #
-# The other extreme is to number the characters. Then nothing of this sort happens, but there are about 150,000 of them, most of which your text never shows, and each year brings new ones.
-#
-# So the question of this lesson: **what should get a number?** We want few numbers, short sequences, and no text in the world that falls through.
+# So the question of this lesson is: **what should get a number?** We want few numbers, short sequences, and no text in the world that falls through.
 #
 # ## Every text is bytes
 #
-# A computer has solved a part of this for you. It stores text as bytes, and there are only 256 of them. The standard that says how is UTF-8. Each character has a *code point*, a number; its bits are put
-# into one to four bytes.
+# A computer has solved a part of this for you. It stores text as bytes, and there are only 256 of them. UTF-8 is the standard that says how: each character has a number, its *code point*, and the bits of that number are put into one to four bytes.
 #
 # | code point | bytes | bits; `x` is a bit of the code point |
 # |---|---|---|
@@ -78,7 +75,7 @@ assert unknown
 # | up to 65,535 | 3 | `1110xxxx 10xxxxxx 10xxxxxx` |
 # | up to 1,114,111 | 4 | `11110xxx 10xxxxxx 10xxxxxx 10xxxxxx` |
 #
-# The first byte tells how many there are; every byte that goes on begins with `10`. So wherever you land in a text, you can see whether a character starts there. **Predict** the number of bytes of each of these.
+# The first byte tells how many there are; every byte that goes on begins with `10`. **Predict** the number of bytes of each of these.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -369,13 +366,12 @@ for name, sample in (("learned from", few), ("fresh", fresh[:30])):
                           for label, v in (("without cuts", v2), ("with cuts", v3))))
 
 # %% [markdown]
-# Without cuts the stories that were learned from become shorter, by a percent or so: a token such as ` the black` saves another one. On fresh stories the order turns round. A token that spans words is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
-# model, and most pieces repeat, which will make training a hundred times faster. It is not the last word. SuperBPE (Liu and others 2025) trains with cuts first, then goes on merging across spaces in much more text, and reports better models.
+# The stories that were learned from get a percent shorter without cuts. On fresh stories the order turns round: a token such as ` the black` is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
+# model, and most pieces repeat, which will make training a hundred times faster. (It is not the last word. SuperBPE, by Liu and others 2025, goes on merging across spaces afterwards, with much more text, and reports better models.)
 #
 # ## Two digits
 #
-# GPT-2 took a run of digits as one piece, GPT-4 takes up to three, nanochat up to two. Three things pull. Long groups make short sequences. But each group is a token of its own, there are 10, 110 or 1,110 of them, and each must be met often enough to be
-# learned. The next cell counts both for numbers drawn at random.
+# GPT-2 took a run of digits as one piece, GPT-4 takes up to three, nanochat up to two. Long groups make short sequences. But each group wants a token of its own, and each token must be met often enough to be learned. The next cell counts both, for numbers drawn at random.
 
 # %%
 from random import Random
@@ -388,10 +384,10 @@ for most in (1, 2, 3, 9):
           f"half of which occur {sorted(found.values())[len(found) // 2]:,} times or less")
 
 # %% [markdown]
-# From two digits to three, a number gets a quarter shorter and the typical token is seen almost twenty times less. With a vocabulary of 1,024 even the 1,110 groups would not fit. Published nanochat measured it on a 12-layer model with a vocabulary of 32,768: bits per byte were 0.969 with one digit, **0.965** with two,
+# From two digits to three, a number gets a quarter shorter and the typical token is seen almost twenty times less. A vocabulary of 1,024 could not even hold the 1,110 groups. Published nanochat measured a 12-layer model with a vocabulary of 32,768: 0.969 bits per byte with one digit, **0.965** with two,
 # 0.972 with three. A small effect, and two digits win.
 #
-# The third thing is place. Groups are taken from the *left*, so what a digit is worth depends on how long the number is:
+# One weakness they share. Groups are taken from the *left*:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -399,7 +395,7 @@ for n in ("1234", "12345", "123456"): print(n, "->", regex.findall(SPLIT_PATTERN
 
 
 # %% [markdown]
-# The 2 is a hundred in the first number, a thousand in the second, and it always sits in the token `12`. To add two numbers of different length a model has to shift its groups. It can learn that, but it is one reason why small models are bad at sums, and why lesson 09 gives ours a calculator.
+# The token `12` means twelve hundred, twelve thousand or a hundred and twenty thousand. To add numbers of different lengths a model has to shift its groups. It is one reason why small models are bad at sums, and why lesson 09 gives ours a calculator.
 #
 # ## Count equal things once
 #
@@ -544,7 +540,7 @@ assert list(train_bpe(few, 600)) == slow.tokens                        # every m
 print(f"equal merges; version 3 took {middle - start:.2f} s, train_bpe {time.perf_counter() - middle:.3f} s")
 
 # %% [markdown]
-# The whole text took version 3 so long that we gave it a few stories only. The new trainer reads all of them in a second:
+# Version 3 got a few stories only. The new trainer reads all of them in less than a second:
 
 # %%
 ranks = train_bpe(texts, 1015)
@@ -667,7 +663,7 @@ assert ids.count(assistant_start) == 2
 # Two turns of the assistant, and one was forged: the user has put words into its mouth. A filter that deletes the nine spellings is no cure, since people want to talk *about* them (this lesson does). The cure is a rule: **special tokens
 # go in by id, text goes in as text, and the two never meet in a string.** Then no text in the world can hold one.
 #
-# So the final class has an `encode` that knows no special tokens, and an attribute for each of the nine ids. Inside it is `tiktoken`, an encoder in Rust, which needs our ranks and our pattern and nothing else. First, though, a look at what it is given.
+# So the final class has an `encode` that knows no special tokens, and an attribute for each of the nine ids. The work is done by `tiktoken`, an encoder in Rust, which needs our ranks and our pattern and nothing else. First it looks at what it is given.
 
 # %%
 #| export
@@ -680,6 +676,7 @@ def _check_ranks(ranks: dict[bytes, int]):
 
 
 # %%
+# NBVAL_CHECK_OUTPUT
 for bad in ({b"a": 0, b"b": 2}, theirs):
     try: _check_ranks(bad)
     except UserError as e: print(e)
@@ -717,7 +714,7 @@ class Tokenizer:
 
 # %%
 tokenizer = Tokenizer(ranks)
-print(tokenizer.vocab_size, "ids; <|bos|> is", tokenizer.bos, "and <|output_end|> is", tokenizer.output_end)
+print(f"{tokenizer.vocab_size:,} ids; <|bos|> is {tokenizer.bos}, <|output_end|> is {tokenizer.output_end}")
 assert tokenizer.special("<|output_end|>") == tokenizer.vocab_size - 1
 
 # %% [markdown]
@@ -806,8 +803,7 @@ assert Tokenizer.train(texts, 1024).ranks == ranks
 print("1,024 ids:", len(ranks) - 256, "merges, 256 bytes,", len(SPECIALS), "specials")
 
 # %% [markdown]
-# **Trap.** The pattern belongs to the ranks. If you train with one and encode with another, nothing crashes, and some tokens can never occur again: rows of the model that are paid for and never used. (Published nanochat was suspected of it in its issue 291, because the Rust crate's default allows three digits. It passes its own pattern, so the
-# suspicion was wrong, but it took readers a while to see.)
+# **Trap.** The pattern belongs to the ranks. Train with one and encode with another: nothing crashes, and some tokens never occur again, rows of the model that are paid for and not used. (Readers suspected published nanochat of it, in its issue 291, since its trainer's default takes three digits. Wrongly: it passes its own pattern.)
 
 # %%
 three = SPLIT_PATTERN.replace("{1,2}", "{1,3}")
@@ -822,7 +818,7 @@ assert dead and len(same_number[0]) < len(same_number[1])
 # %% [markdown]
 # ## Look at it
 #
-# Numbers are hard to read, so here is a view of tokens as boxes. It will also show the loss mask, which is why it takes one number, 0 or 1, for each token. Text from strangers goes into a web page only after `html.escape`, and a token that is half a character shows its bytes.
+# Numbers are hard to read, so here are tokens as boxes. The 0 or 1 for each token will be the loss mask; for now it only alternates. Text from strangers goes into a web page only after `html.escape`, and a token that is half a character shows its bytes.
 
 # %%
 #| export
@@ -860,7 +856,7 @@ display(HTML("".join(view(smaller(n), story) for n in (256, 300, 500, 1015))))
 assert "<script" not in view(tokenizer, "<script>")
 
 # %% [markdown]
-# Above you see one sentence with no merge, with 44, with 244 and with all of them. The same as a toy: type what you like, and move the slider to undo merges.
+# One sentence with no merge, with 44, with 244 and with all of them. Below is the same as a toy, if your notebook is running: type what you like, and move the slider to undo merges.
 
 # %%
 import ipywidgets as widgets
@@ -905,15 +901,18 @@ assert per_token[0] == 1 and per_token == sorted(per_token)
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.6), layout="constrained")
 left.plot(sizes, per_token, "o-")
-left.set(xscale="log", xlabel="bytes and merges", ylabel="bytes per token", ylim=(0, None))
+left.set(ylabel="bytes per token", ylim=(0, None))
 right.plot(sizes[1:], seen[1:], "s-", color="#a0522d")
-right.set(xscale="log", yscale="log", xlabel="bytes and merges", ylabel="uses of a newer token")
+right.set(yscale="log", ylabel="uses of a newer token")
+for ax in (left, right):
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="bytes and merges", xlim=(230, 4600), xticks=[256, 512, 1024, 2048, 4096], xticklabels=["256", "512", "1,024", "2,048", "4,096"])
 figure(fig, caption="What a larger vocabulary buys (left, fresh stories) and what it costs (right, in the training text).",
        alt="Left: bytes per token rise from 1 at 256 entries to 2.7 at 1,024 and ever more slowly to 3.9 at 4,096. Right: on two "
            "logarithmic axes the uses of a typical newer token fall steadily, from some two thousand at 384 entries to about 14 at 4,096.")
 
 # %% [markdown]
-# Each doubling adds about 0.6 bytes to a token (the axis is logarithmic, so the straight line on the left means ever dearer gains), and the newcomers are seen three times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C = 256$ and $L = 4$ layers; lesson 02a derives it. At the 65,536 ids of the real model nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
+# Each *doubling* adds about 0.6 bytes to a token, and the newcomers are seen three to five times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C = 256$ and $L = 4$ layers; lesson 02a derives it. With the 65,536 ids of the real model, nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
 # chat model, and a larger model affords more.
 #
 # ## Tokens that bite
@@ -929,13 +928,13 @@ for name, examples in bites.items():
 assert len({tuple(tokenizer.encode(word)) for word in bites["case and place"]}) == 4
 
 # %% [markdown]
-# * **Case and place.** One word, four unrelated sequences. The model has to learn that they mean the same.
-# * **The space at the end.** In training, a space comes glued to the word behind it. A prompt that ends in a lone space shows the model something it has hardly ever seen. Trim your prompts.
-# * **Digits.** With this vocabulary no two digits became one token: the microworld writes few numbers.
-# * **Emoji.** Up to four tokens. A reply cut between them holds half a character.
-# * **Strawberry.** Four or five tokens, and in none of them does it say how many *r* it has. The model must learn the spelling of each token by heart. Lesson 11 teaches it to write the letters out, one token each.
+# * **Case and place.** One word, four sequences. The model has to learn that they mean the same.
+# * **The space at the end.** In training a space comes glued to the word behind it. A prompt that ends in a lone space shows the model what it has hardly ever seen. Trim your prompts.
+# * **Digits.** No two became one token here: the microworld writes few numbers.
+# * **Emoji.** Up to four tokens. A reply that is cut between them holds half a character.
+# * **Strawberry.** Four or five tokens, none of which says how many *r* it holds. The model must know the spelling of each by heart. Lesson 11 teaches it to write letters out, one token each.
 #
-# Two more laws one would like to have do not hold. Encoding two texts one after the other is not encoding them together, and a model can write ids which `encode` would never give. **Predict** which of the four lines below are true.
+# There are also laws that one would like to have. **Predict** which of these four hold.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -946,9 +945,9 @@ print("decode(encode(text)) == text?            ", decode(encode(story)) == stor
 print("encode(decode(ids)) == ids?              ", encode(decode(list(b"the"))) == list(b"the"))
 
 # %% [markdown]
-# Keep the third, it is the only one you may build on without thinking. The second holds here, and fails when a character is cut in two; we come back to it.
+# The third is the one to build on. The first fails because merges cross the seam, the last because a model may write ids that `encode` would never give. The second holds here, and fails where the seam cuts a character.
 #
-# The worst bite is not funny. Merges are learned from *some* text, and whoever writes otherwise pays. Here is one sentence in six languages, with a tokenizer that saw only English.
+# The worst bite is not funny. Merges are learned from *some* text, and whoever writes otherwise pays. Here is one sentence in six languages.
 
 # %%
 same = {"English": "The dog sleeps under the old tree.", "German": "Der Hund schläft unter dem alten Baum.",
@@ -1273,7 +1272,7 @@ assert tokenizer.fingerprint() != smaller(1014).fingerprint() != Tokenizer(ranks
 
 
 # %% [markdown]
-# Loading trusts nothing: a missing, cut or changed file gives one line that says what to do.
+# Loading trusts nothing. A missing, cut or changed file gives one line that says what to do:
 
 # %%
 #| export
@@ -1331,9 +1330,9 @@ a, b, c = rows.values()
 assert a[0] > b[0] and b[1] > a[1] and c[0] > a[0]
 
 # %% [markdown]
-# Each is best at home, by about half. Neither has learned anything about other scripts or about digits, where a token is a byte. So a tokenizer is trained on what the model will read.
+# With a thousand merges each is best at home, by about half; other scripts and digits stay bytes. So a tokenizer is trained on what the model will read.
 #
-# Can a thousand merges compete with the fifty thousand of GPT-2 and the hundred thousand of GPT-4? This cell is **optional**. GPT-2's two files are found where `NANOCHAT_REAL_DATA` points; GPT-4's is fetched by tiktoken (1.7 MB, a few seconds), but only if you set `DOWNLOAD = True` or have its cache in `TIKTOKEN_CACHE_DIR`. What is not there is left out.
+# Can that compete with the fifty thousand merges of GPT-2 and the hundred thousand of GPT-4? This cell is **optional**. GPT-2's vocabulary is read from the folder in `NANOCHAT_REAL_DATA`; GPT-4's is fetched by tiktoken (1.7 MB, a few seconds), but only if you set `DOWNLOAD = True` or have its cache in `TIKTOKEN_CACHE_DIR`. What is not there is left out.
 
 # %%
 import gzip
