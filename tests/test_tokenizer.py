@@ -78,25 +78,67 @@ def test_merges_equal_the_slow_reference(seed):
     assert list(train_bpe(texts, 340)) == slow_train(texts, 340)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_merges_equal_hugging_face(seed):
-    """tokenizers numbers the bytes in another order, and ties follow it: the reference, given that order, must
-    equal tokenizers; given byte order, it must equal us."""
-    from tokenizers import Regex, Tokenizer as HF, decoders, models, pre_tokenizers, trainers
-    texts = random_texts(seed) + PROSE
+SHOWN = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]
+LETTERS_ORDER = SHOWN + [b for b in range(256) if b not in SHOWN]      # GPT-2 and tokenizers number the bytes so
+
+
+def hugging_face(texts, vocab_size, pattern=SPLIT_PATTERN) -> list[bytes]:
+    "Tokens by id, learned by the tokenizers package. It writes a byte that does not print as chr(256), chr(257), ..."
+    from tokenizers import Regex, Tokenizer as HF, models, pre_tokenizers, trainers
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     hf = HF(models.BPE())
-    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
-    hf.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    hf.decoder = decoders.ByteLevel()
-    hf.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=340, min_frequency=0, show_progress=False,
-                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    seen = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]
-    hidden = [b for b in range(256) if b not in seen]          # ByteLevel writes these as chr(256), chr(257), ...
-    letter = {chr(b): b for b in seen} | {chr(256 + i): b for i, b in enumerate(hidden)}
-    order = [letter[c] for c in sorted(letter)]
-    theirs = sorted(hf.get_vocab(), key=hf.get_vocab().get)
-    assert [bytes(letter[c] for c in token) for token in theirs] == slow_train(texts, 340, order)
+    hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+    hf.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=0, show_progress=False,
+                                                      initial_alphabet=level.alphabet()))
+    byte = dict(zip(sorted(level.alphabet()), LETTERS_ORDER))
+    return [bytes(byte[c] for c in token) for token in sorted(hf.get_vocab(), key=hf.get_vocab().get)]
+
+
+LANGUAGES = ["Alle Menschen sind frei und gleich an Würde und Rechten geboren.", "Все люди рождаются свободными и равными.",
+             "すべての人間は、生まれながらにして自由である。", "모든 인간은 태어날 때부터 자유롭다.", "सभी मनुष्य स्वतंत्र हैं।",
+             "يولد جميع الناس أحرارا متساوين.", "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι.", "כל בני אדם נולדו בני חורין."]
+
+
+def corpora() -> dict[str, list[str]]:
+    "Six kinds of text, made here or found in every Python."
+    import inspect
+
+    from pydoc_data.topics import topics
+    draw = random.Random(6)
+    emoji = [chr(c) for c in (*range(0x1F600, 0x1F640), 0x200D, 0x1F3FD, 0xFE0F, 0x20)]
+    return {
+        "english": [topics[name] for name in sorted(topics)[:12]],
+        "code": [inspect.getsource(json), inspect.getsource(random)],
+        "languages": [line for line in LANGUAGES for _ in range(draw.randrange(1, 4))],
+        "emoji": ["".join(draw.choices(emoji, k=300)) for _ in range(10)],
+        "digits": [" ".join(str(draw.randrange(10**6)) for _ in range(300)) for _ in range(5)],
+        "noise": [draw.randbytes(600).decode(errors="replace") for _ in range(10)],
+    }
+
+
+@pytest.mark.parametrize("kind", corpora())
+def test_merges_equal_hugging_face(kind):
+    "tokenizers numbers the bytes in another order, and ties follow it: given that order, every token is equal."
+    texts = corpora()[kind]
+    theirs = train_bpe(texts, 800, byte_order=LETTERS_ORDER)
+    assert hugging_face(texts, 800) == list(theirs)
+    assert list(theirs.values()) == list(range(len(theirs)))
+
+
+@pytest.mark.parametrize("kind", corpora())
+def test_both_orders_of_bytes_equal_the_slow_reference(kind):
+    texts = [text[:2000] for text in corpora()[kind][:8]]
     assert list(train_bpe(texts, 340)) == slow_train(texts, 340)
+    assert list(train_bpe(texts, 340, byte_order=LETTERS_ORDER)) == slow_train(texts, 340, LETTERS_ORDER)
+
+
+def test_any_order_of_bytes_decides_ties():
+    draw = random.Random(2)
+    for seed in range(4):
+        order = draw.sample(range(256), 256)
+        assert list(train_bpe(random_texts(seed), 320, byte_order=order)) == slow_train(random_texts(seed), 320, order)
+    for bad in (range(255), [0] * 256, range(1, 257)):
+        with pytest.raises(ValueError, match="each byte once"): train_bpe(["a"], 300, byte_order=bad)
 
 
 def test_the_textbook_example():
@@ -390,6 +432,20 @@ def test_real_text_round_trips_and_counts_bytes(real_texts):
         ids = tok.encode(text)
         assert tok.decode(ids) == text
         assert int(lengths[torch.tensor(ids)].sum()) == len(text.encode())
+
+
+def test_real_text_merges_equal_hugging_face(real_texts):
+    assert hugging_face(real_texts, 2000) == list(train_bpe(real_texts, 2000, byte_order=LETTERS_ORDER))
+
+
+def test_real_text_shows_that_ties_matter():
+    "On tinyshakespeare the two orders of bytes part at merge 191: a tie between space-quote and E T."
+    file = Path(os.environ.get("NANOCHAT_REAL_DATA", "")) / "text" / "tinyshakespeare.txt.gz"
+    if not file.is_file(): pytest.skip("NANOCHAT_REAL_DATA has no tinyshakespeare")
+    text = gzip.decompress(file.read_bytes()).decode()
+    ours, theirs = (list(train_bpe([text], 1000, byte_order=order))[256:] for order in (range(256), LETTERS_ORDER))
+    assert next(i for i, (a, b) in enumerate(zip(ours, theirs), 1) if a != b) == 191
+    assert ours[190:192] == theirs[191:189:-1] == [b" '", b"ET"]
 
 
 def test_real_text_merges_equal_the_slow_reference(real_texts):

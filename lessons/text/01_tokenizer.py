@@ -683,6 +683,9 @@ for bad in ({b"a": 0, b"b": 2}, theirs):
     else: raise AssertionError("these ranks must be refused")
 
 
+# %% [markdown]
+# The second is the one with GPT-2's order of bytes. It is sound, but our models expect byte 65 at id 65.
+
 # %%
 #| export
 class Tokenizer:
