@@ -1,34 +1,6 @@
 """Plausible wrong answers for exercises/01_tokenizer.ipynb: grade_id -> [(source, part of the message), ...]."""
 
 WRONG = {
-    "pair-counts": [
-        ("def pair_counts(ids):\n    return {pair: 1 for pair in zip(ids, ids[1:])}",
-         "the pairs (1, 2) twice"),
-        # pairs without overlap: symbols two by two
-        ("from collections import Counter\n"
-         "def pair_counts(ids):\n    return dict(Counter(zip(ids[::2], ids[1::2])))",
-         "the pairs (1, 2) twice"),
-        # the last pair is forgotten
-        ("from collections import Counter\n"
-         "def pair_counts(ids):\n"
-         "    return dict(Counter((ids[i], ids[i + 1]) for i in range(len(ids) - 2)))",
-         "neighbours, in their order"),
-        # a run counts once per merge that fits, not once per window
-        ("def pair_counts(ids):\n"
-         "    counts, i = {}, 0\n"
-         "    while i < len(ids) - 1:\n"
-         "        pair = (ids[i], ids[i + 1])\n"
-         "        counts[pair] = counts.get(pair, 0) + 1\n"
-         "        i += 2 if ids[i:i + 3] == [ids[i]] * 3 else 1\n"
-         "    return counts",
-         "overlapping pairs all count"),
-        # breaks on short lists
-        ("from collections import Counter\n"
-         "def pair_counts(ids):\n"
-         "    counts = Counter(zip(ids, ids[1:]))\n"
-         "    return dict(counts) or {(ids[0], None): 0} if ids else None",
-         "has no pair"),
-    ],
     "merge": [
         # the end of the list is not looked at
         ("def merge_pair(ids, pair, new):\n"
@@ -74,29 +46,115 @@ WRONG = {
     ],
     "train": [
         # the first pair seen wins a tie
-        ("def train(ids, n):\n"
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
          "    merges = []\n"
-         "    while len(merges) < n and (counts := pair_counts(ids)):\n"
+         "    while len(merges) < n and (counts := Counter(zip(ids, ids[1:]))):\n"
          "        best = max(counts, key=counts.get)\n"
          "        ids = merge_pair(ids, best, 256 + len(merges))\n"
          "        merges.append(best)\n"
          "    return merges",
-         "take the smaller pair"),
+         "the smaller pair"),
+        # the larger pair wins a tie
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
+         "    merges = []\n"
+         "    while len(merges) < n and (counts := Counter(zip(ids, ids[1:]))):\n"
+         "        best = max(counts, key=lambda p: (counts[p], p))\n"
+         "        ids = merge_pair(ids, best, 256 + len(merges))\n"
+         "        merges.append(best)\n"
+         "    return merges",
+         "the smaller pair"),
         # all merges from one count
-        ("def train(ids, n):\n"
-         "    counts = pair_counts(ids)\n"
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
+         "    counts = Counter(zip(ids, ids[1:]))\n"
          "    return sorted(counts, key=lambda pair: (-counts[pair], pair))[:n]",
          "has to see the first one's new symbol"),
         # does not stop
-        ("def train(ids, n):\n"
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
          "    merges = []\n"
          "    for i in range(n):\n"
-         "        counts = pair_counts(ids)\n"
+         "        counts = Counter(zip(ids, ids[1:]))\n"
          "        best = min(counts, key=lambda p: (-counts[p], p)) if counts else (0, 0)\n"
          "        ids = merge_pair(ids, best, 256 + i)\n"
          "        merges.append(best)\n"
          "    return merges",
          "stop when no pair is left"),
+        # pairs without overlap, as a merge would use them
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
+         "    merges = []\n"
+         "    while len(merges) < n and (pairs := sorted(set(zip(ids, ids[1:])))):\n"
+         "        best = max(pairs, key=lambda p: merge_pair(ids, p, -1).count(-1))\n"
+         "        ids = merge_pair(ids, best, 256 + len(merges))\n"
+         "        merges.append(best)\n"
+         "    return merges",
+         "overlapping pairs all count"),
+    ],
+    "split": [
+        # from the left, as GPT-4 does
+        ("def from_the_right():\n"
+         "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\p{N}{1,3}')",
+         "counted from the right"),
+        # looks ahead for threes, but not for the end of the number
+        ("def from_the_right():\n"
+         "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\p{N}{1,3}(?=(?:\\p{N}{3})*)')",
+         "counted from the right"),
+        # looks for one group of three only
+        ("def from_the_right():\n"
+         "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\p{N}{1,3}(?=(?:\\p{N}{3})?(?!\\p{N}))')",
+         "up to the end of the number"),
+        # digits only: the rest of the text is lost
+        ("def from_the_right():\n"
+         "    return r'\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))'",
+         "keep the others"),
+        # a simpler pattern for the rest
+        ("def from_the_right():\n"
+         "    return r'\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))|[^\\p{N}]+'",
+         "keep the others"),
+    ],
+    "fallback": [
+        # the longest token that fits, from the left
+        ("def encode_piece(piece, ranks):\n"
+         "    ids = []\n"
+         "    while piece:\n"
+         "        n = next(n for n in range(len(piece), 0, -1) if piece[:n] in ranks)\n"
+         "        ids.append(ranks[piece[:n]])\n"
+         "        piece = piece[n:]\n"
+         "    return ids",
+         "not the leftmost and not the longest"),
+        # the leftmost pair that is a token
+        ("def encode_piece(piece, ranks):\n"
+         "    parts, i = [bytes([b]) for b in piece], 0\n"
+         "    while i < len(parts) - 1:\n"
+         "        if parts[i] + parts[i + 1] in ranks:\n"
+         "            parts[i:i + 2] = [parts[i] + parts[i + 1]]\n"
+         "            i = 0\n"
+         "        else: i += 1\n"
+         "    return [ranks[p] for p in parts]",
+         "the lowest id first"),
+        # what is no ASCII is left out
+        ("def encode_piece(piece, ranks):\n"
+         "    return [ranks[bytes([b])] for b in piece if b < 128]",
+         "stays bytes"),
+        # never joins
+        ("def encode_piece(piece, ranks):\n"
+         "    return [ranks[bytes([b])] for b in piece]",
+         "the lowest id first"),
+        # one merge of each pair, then it stops
+        ("def encode_piece(piece, ranks):\n"
+         "    parts = [bytes([b]) for b in piece]\n"
+         "    joins = sorted((ranks[a + b], a, b) for a, b in set(zip(parts, parts[1:])) if a + b in ranks)\n"
+         "    for _, a, b in joins:\n"
+         "        out = []\n"
+         "        for p in parts:\n"
+         "            if out and out[-1] == a and p == b: out[-1] = a + b\n"
+         "            else: out.append(p)\n"
+         "        parts = out\n"
+         "    return [ranks[p] for p in parts]",
+         "a new token may join again"),
     ],
     "user-turn": [
         # one long string, specials allowed
