@@ -98,7 +98,7 @@ def best(self: _PairTable) -> tuple[int, int] | None:
         if now > 0: heapq.heappush(self.heap, (-now, pair))     # an old count: file it again
     return None
 
-
+# %% ../lessons/01_tokenizer.ipynb #48666912
 @patch
 def apply(self: _PairTable, pair: tuple[int, int], new: int):
     "Merge `pair` into `new` in every piece that holds it, and bring the counts up to date."
@@ -126,8 +126,10 @@ def train_bpe(
     `byte_order` does not hold each byte once.
     """
     if vocab_size < 256: raise ValueError(f"vocab_size must be at least 256, got {vocab_size}")
-    if sorted(byte_order) != list(range(256)): raise ValueError("byte_order must hold each byte once")
-    table, tokens = _PairTable(_count_pieces(texts, pattern), byte_order), [bytes([b]) for b in byte_order]
+    if sorted(byte_order) != list(range(256)):
+        raise ValueError("byte_order must hold each byte once")
+    table = _PairTable(_count_pieces(texts, pattern), byte_order)
+    tokens = [bytes([b]) for b in byte_order]
     while len(tokens) < vocab_size and (pair := table.best()):
         table.apply(pair, len(tokens))
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
@@ -329,7 +331,7 @@ def render(
     pairs = list(self._render(_checked_messages(conversation)))[:max_tokens]
     return [i for i, _ in pairs], [m for _, m in pairs]
 
-
+# %% ../lessons/01_tokenizer.ipynb #dddcc6c7
 @patch
 def render_prompt(
     self: Tokenizer,

@@ -12,7 +12,7 @@
 # * lay out a conversation so that no user can forge a turn, and say for each token whether the model learns it (exercises 5 and 6);
 # * compare models whose tokenizers differ, by counting bytes (exercise 7).
 #
-# You need `00a_workshop` and `00b_microworld`. Reading and running: 75 minutes. Exercises: 75 minutes. Computing: under half a minute.
+# You need `00a_workshop` and `00b_microworld`. Reading and running: 75 minutes. Exercises: 90 minutes. Computing: under half a minute.
 
 # %%
 #| default_exp tokenizer
@@ -170,7 +170,7 @@ print(counts.most_common(6))
 
 
 # %% [markdown]
-# It is the space with the `s` behind it. A space is a byte like any other, and seven of the ten words have an `s` behind one. That pair gets the first free number, 256.
+# It is the space with the `s` behind it. A space is a byte like any other, and seven of the nine spaces have an `s` behind them. That pair gets the first free number, 256.
 # To replace it you go from left to right and never use a symbol twice: in `aaa` the pair `aa` *occurs* twice, but it can be *replaced* only once.
 
 # %%
@@ -248,8 +248,7 @@ figure(draw_rows(states, [f"merge {label}" if label else "bytes" for label in la
 #
 # ## Version 2: merges
 #
-# A class that remembers the merges can encode *other* texts. How? The tempting way is to look for the longest token that fits. But a token made by merge 300 can only come to be if the merges before it have happened as in training.
-# So replay them: of all pairs in the text, join the one that was learned first, until none is known. What was never learned stays a byte. That is the byte fallback, and nothing has to be done for it.
+# Put into a class, the loop above becomes version 2. It counts in all texts at once, and remembers its merges. The two small methods on top are the places where later versions will differ.
 
 # %%
 class MergeTokenizer(ByteTokenizer):
@@ -271,22 +270,35 @@ class MergeTokenizer(ByteTokenizer):
             self.tokens.append(self.tokens[pair[0]] + self.tokens[pair[1]])
         return self
 
-    def encode(self, text: str) -> list[int]:
-        ids = []
-        for piece in self.pieces(text):
-            word = super().encode(piece)
-            while known := [self.merges[pair] for pair in pairwise(word) if pair in self.merges]:
-                first = min(known)                                    # the merge that was learned first
-                word = merge(word, next(p for p in pairwise(word) if self.merges.get(p) == first), first)
-            ids += word
-        return ids
-
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
 
 
 # %%
 v2 = MergeTokenizer().train([tongue_twister], 263)
+print(v2.merges)
+assert v2.tokens == tokens and v2.decode([260, 261]) == " shells"
+
+
+# %% [markdown]
+# How does it encode a text that it never saw? **Predict** before you read on: which token would you look for first in ` shells`?
+#
+# The tempting answer is the longest that fits. But merge 261 could only happen because merge 259 had happened before it. So replay the merges as they were learned: of all pairs in the text, join the one that was learned first, until none is known. What was never learned stays a byte. That is the *byte fallback*, and nothing has to be done for it.
+
+# %%
+@patch
+def encode(self: MergeTokenizer, text: str) -> list[int]:
+    ids = []
+    for piece in self.pieces(text):
+        word = list(piece.encode())
+        while known := [(self.merges[pair], pair) for pair in pairwise(word) if pair in self.merges]:
+            new, pair = min(known)                                     # the merge that was learned first
+            word = merge(word, pair, new)
+        ids += word
+    return ids
+
+
+# %%
 for text in ("she sells shells", "the hat 🙂"):
     ids = v2.encode(text)
     print([v2.tokens[i] for i in ids])
@@ -395,7 +407,7 @@ for n in ("1234", "12345", "123456"): print(n, "->", regex.findall(SPLIT_PATTERN
 
 
 # %% [markdown]
-# The token `12` means twelve hundred, twelve thousand or a hundred and twenty thousand. To add numbers of different lengths a model has to shift its groups. It is one reason why small models are bad at sums, and why lesson 09 gives ours a calculator.
+# The token `12` means twelve hundred, twelve thousand or a hundred and twenty thousand. To add numbers of different lengths a model has to shift its groups. (Exercise 3 groups from the right.) It is one reason why small models are bad at sums, and why lesson 09 gives ours a calculator.
 #
 # ## Count equal things once
 #
@@ -482,6 +494,17 @@ def best(self: _PairTable) -> tuple[int, int] | None:
     return None
 
 
+# %%
+# NBVAL_CHECK_OUTPUT
+pair = table.best()
+print(pair, "is", bytes(pair), "and occurs", table.counts[pair], "times")
+
+
+# %% [markdown]
+# Now the merge itself, for the pieces in `where` and no others.
+
+# %%
+#| export
 @patch
 def apply(self: _PairTable, pair: tuple[int, int], new: int):
     "Merge `pair` into `new` in every piece that holds it, and bring the counts up to date."
@@ -497,11 +520,10 @@ def apply(self: _PairTable, pair: tuple[int, int], new: int):
 
 
 # %%
-assert table.best() == (ord("u"), ord("g")) and table.counts[ord("u"), ord("g")] == 20
-table.apply((ord("u"), ord("g")), 256)
+table.apply(pair, 256)
 print(table.words, "- on top of the heap is now", table.heap[0])
+assert table.counts[ord("h"), ord("u")] == 0                           # the heap does not know this yet
 assert table.best() == (ord("h"), 256) and table.counts[ord("h"), 256] == 15
-assert table.counts[ord("h"), ord("u")] == 0                           # what was on top is gone, and was passed over
 
 
 # %% [markdown]
@@ -522,8 +544,10 @@ def train_bpe(
     `byte_order` does not hold each byte once.
     """
     if vocab_size < 256: raise ValueError(f"vocab_size must be at least 256, got {vocab_size}")
-    if sorted(byte_order) != list(range(256)): raise ValueError("byte_order must hold each byte once")
-    table, tokens = _PairTable(_count_pieces(texts, pattern), byte_order), [bytes([b]) for b in byte_order]
+    if sorted(byte_order) != list(range(256)):
+        raise ValueError("byte_order must hold each byte once")
+    table = _PairTable(_count_pieces(texts, pattern), byte_order)
+    tokens = [bytes([b]) for b in byte_order]
     while len(tokens) < vocab_size and (pair := table.best()):
         table.apply(pair, len(tokens))
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
@@ -551,7 +575,7 @@ assert len(ranks) == 1015 and {"he", " t", " the"} <= set(learned[:20])
 
 
 # %% [markdown]
-# First a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end come whole words of this little world. Here is the life of one of them, with the number of the merge at the side.
+# First a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end come whole words of this little world. The figure shows how one that is not among them is put together.
 
 # %%
 def joins(word: str) -> tuple[list[list[bytes]], list[str]]:
@@ -755,6 +779,7 @@ ids = tokenizer.encode(text)
 print([tokenizer.decode([i]) for i in ids])
 assert tokenizer.decode(ids) == text
 assert tokenizer.encode_batch([text, "hi"]) == [ids, tokenizer.encode("hi")]
+assert tokenizer.decode(tokenizer.encode(" " * 300_000)) == " " * 300_000          # the long way
 assert max(tokenizer.encode(typed)) < tokenizer.bos and tokenizer.decode(tokenizer.encode(typed)) == typed
 
 # %% [markdown]
@@ -886,7 +911,7 @@ assert shown.value == view(smaller(300), "the the the")
 # characters.
 
 # %%
-sizes = (256, 384, 512, 1024, 2048, 4096)
+sizes, C, L = (256, 384, 512, 1024, 2048, 4096), 256, 4                 # width and layers of the laptop model
 large = train_bpe(texts, sizes[-1])
 n_bytes = sum(len(text.encode()) for text in fresh)
 per_token, seen = [], []
@@ -896,7 +921,7 @@ for n in sizes:
     uses = Counter(i for ids in part.encode_batch(texts) for i in ids)
     newer = sorted(uses[i] for i in range(max(256, n // 2), n))         # those that came since the last size
     seen.append(newer[len(newer) // 2] if newer else None)
-    share = 2 * n * 256 / (2 * n * 256 + 12 * 4 * 256**2)
+    share = 2 * n * C / (2 * n * C + 12 * L * C**2)
     print(f"{n:5} tokens: {per_token[-1]:.2f} bytes a token, a typical newer one occurs {seen[-1] or '-':>5} times, "
           f"{share:.0%} of the laptop model's parameters")
 assert per_token[0] == 1 and per_token == sorted(per_token)
@@ -915,7 +940,7 @@ figure(fig, caption="What a larger vocabulary buys (left, fresh stories) and wha
            "logarithmic axes the uses of a typical newer token fall steadily, from some two thousand at 384 entries to about 14 at 4,096.")
 
 # %% [markdown]
-# Each *doubling* adds about 0.6 bytes to a token, and the newcomers are seen three to five times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C = 256$ and $L = 4$ layers; lesson 02a derives it. With the 65,536 ids of the real model, nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
+# Each *doubling* adds about 0.6 bytes to a token, and the newcomers are seen three to five times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C$ and $L$ layers; lesson 02a derives it. With the 65,536 ids of the real model, nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
 # chat model, and a larger model affords more.
 #
 # ## Tokens that bite
@@ -1060,7 +1085,7 @@ assert dict(pairs)[tokenizer.python_end] == 1
 
 
 # %% [markdown]
-# The rest is laying turns in a row. Training wants all of it with its mask. An answer wants everything up to the point where the assistant begins: that is the **prompt**.
+# The rest is laying turns in a row.
 
 # %%
 #| export
@@ -1094,6 +1119,19 @@ def render(
     return [i for i, _ in pairs], [m for _, m in pairs]
 
 
+# %%
+chat = {"messages": [{"role": "user", "content": "What is 12+7?"}, {"role": "assistant", "content": parts}]}
+ids, mask = tokenizer.render(chat)
+display(HTML(visualize(tokenizer, ids, mask)))
+print(f"{len(ids)} tokens, {sum(mask)} of them supervised (bold, on green)")
+assert len(ids) == len(mask) and ids[-1] == tokenizer.assistant_end and mask[-1] == 1
+
+
+# %% [markdown]
+# An answer needs everything up to the point where the assistant begins. That is the **prompt**.
+
+# %%
+#| export
 @patch
 def render_prompt(
     self: Tokenizer,
@@ -1106,13 +1144,9 @@ def render_prompt(
 
 
 # %%
-chat = {"messages": [{"role": "user", "content": "What is 12+7?"}, {"role": "assistant", "content": parts}]}
-ids, mask = tokenizer.render(chat)
 prompt = tokenizer.render_prompt(chat)
-display(HTML(visualize(tokenizer, ids, mask)))
-print(f"{len(ids)} tokens, {sum(mask)} of them supervised (bold, on green); the prompt has {len(prompt)}")
+print(tokenizer.decode(prompt))
 assert ids[:len(prompt)] == prompt and prompt[-1] == tokenizer.assistant_start
-assert ids[-1] == tokenizer.assistant_end and mask[-1] == 1
 
 # %% [markdown]
 # **Trap.** At each position the model predicts the *next* token. So inputs are `ids[:-1]`, targets are `ids[1:]`, and the mask belongs to the targets: `mask[1:]`. With `mask[:-1]` everything has the right shape, the loss goes down, and nothing crashes. **Predict** what goes wrong, then run.
@@ -1375,7 +1409,7 @@ figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; th
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# With both files at hand (they were when this page was made) the figure says three things. On the stories, 4,096 merges that were learned there equal GPT-2's fifty thousand and GPT-4's hundred thousand: fit beats size. On any other text they are far behind. And from GPT-2 to GPT-4 the other
+# With both files at hand (they were when this page was made) the figure says three things. On the stories, our 4,096 tokens do nearly as well as GPT-2's fifty thousand and GPT-4's hundred thousand: fit beats size. On any other text they are far behind. And from GPT-2 to GPT-4 the other
 # languages gained most, because somebody put them into the training text.
 #
 # ## At scale
@@ -1405,7 +1439,7 @@ assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
 #
 # ## Quiz
 #
-# <details><summary>1. Your tokenizer never saw Greek. Can it encode Greek?</summary>Yes. Each letter stays two bytes, so two tokens. It is dear, not impossible.</details>
+# <details><summary>1. Your tokenizer never saw Greek. Can it encode Greek?</summary>Yes. Each letter stays two bytes, so two tokens. That is costly, not impossible.</details>
 # <details><summary>2. You train on the same files with 1 thread and with 16. May the merges differ?</summary>No. The counts are sums, sums do not depend on their order, and ties are decided by ids.</details>
 # <details><summary>3. Why does encoding join the pair that was learned first, and not the longest token?</summary>Training joined them in that order. Only the replay gives a text the tokens that it had when the counts were made.</details>
 # <details><summary>4. A colleague strips <code>&lt;|user_end|&gt;</code> from all messages, to be safe. Is it?</summary>It loses what users wrote, and it is not needed: <code>encode</code> never gives a special id.</details>
@@ -1414,7 +1448,7 @@ assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
 #
 # ## Papers
 #
-# Gage 1994, *A new algorithm for data compression* · Sennrich, Haddow and Birch 2016, *Neural machine translation of rare words with subword units* (BPE for language; ties are not mentioned) · Radford and others 2019, *Language models are unsupervised multitask learners* (GPT-2: bytes as the alphabet, and a split) ·
+# Gage 1994, *A new algorithm for data compression* · Sennrich, Haddow and Birch 2016, *Neural machine translation of rare words with subword units* (BPE for language) · Radford and others 2019, *Language models are unsupervised multitask learners* (GPT-2: bytes as the alphabet, and a split) ·
 # Petrov and others 2023, *Language model tokenizers introduce unfairness between languages* · Liu and others 2025, *SuperBPE: space travel for language models*. The growing versions follow an idea of Karpathy's minbpe, special tokens and layout his nanochat.
 #
 # **Exercises:** `make start NN=01`. **Next:** `01a_rustbpe` trains the same merges in Rust; `02_attention` starts the model.
@@ -1424,9 +1458,13 @@ assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
 # %%
 from nanochat.microworld import conversations
 
-final = Tokenizer.train(texts, 1024)
-talks = [final.render(c) for c in conversations("word1", 50, seed=1)]
-total, learn = sum(len(ids) for ids, _ in talks), sum(sum(mask) for _, mask in talks)
-print(f"{len(talks)} word problems: {total} tokens, {learn / total:.0%} of them supervised")
-display(HTML(visualize(final, *talks[0])))
-assert 0 < learn < total and final.fingerprint() == tokenizer.fingerprint()
+with tempfile.TemporaryDirectory() as folder:
+    Tokenizer.train(texts, 1024).save(folder)
+    mine = Tokenizer.load(folder)
+talk = conversations("word1", 1, seed=1)[0]
+ids, mask = mine.render(talk)
+display(HTML(visualize(mine, ids, mask)))
+print(f"{len(ids)} tokens, {sum(mask)} supervised, {mine.token_bytes()[ids].sum()} bytes of text; the prompt has {len(mine.render_prompt(talk))} tokens")
+stream = stream_decoder(mine)
+assert "".join(map(stream.push, ids)) + stream.flush() == mine.decode(ids)
+assert mine.fingerprint() == tokenizer.fingerprint()
