@@ -336,7 +336,7 @@ SPLIT_PATTERN = (
 #
 # | alternative | takes | such as |
 # |---|---|---|
-# | `'(?i:[sdmt]\|ll\|ve\|re)` | the end of a contraction | `'ll` |
+# | <code>'(?i:[sdmt]&#124;ll&#124;ve&#124;re)</code> | the end of a contraction | `'ll` |
 # | `[^\r\n\p{L}\p{N}]?+\p{L}+` | letters, and one character before them that is neither letter, digit nor line end | ` pay`, `"Hi` |
 # | `\p{N}{1,2}` | one or two digits | `12` |
 # | ` ?[^\s\p{L}\p{N}]++[\r\n]*` | other signs, a space before and line ends behind them | ` (`, `.\n` |
@@ -1039,12 +1039,12 @@ else: raise AssertionError("two user messages in a row must be refused")
 #
 # | tokens | mask | why |
 # |---|---|---|
-# | `<\|bos\|>`, the user's turn with its two marks | 0 | the user writes it |
-# | `<\|assistant_start\|>` | 0 | we put it there: it asks for the answer |
+# | <code>&lt;&#124;bos&#124;&gt;</code>, the user's turn with its two marks | 0 | the user writes it |
+# | <code>&lt;&#124;assistant_start&#124;&gt;</code> | 0 | we put it there: it asks for the answer |
 # | the assistant's text | 1 | |
-# | `<\|python_start\|>`, expression, `<\|python_end\|>` | 1 | calling the tool is a decision of the model |
-# | `<\|output_start\|>`, result, `<\|output_end\|>` | 0 | the tool writes it; a model that learned to would make results up |
-# | `<\|assistant_end\|>` | 1 | or it would never learn to stop |
+# | <code>&lt;&#124;python_start&#124;&gt;</code>, expression, <code>&lt;&#124;python_end&#124;&gt;</code> | 1 | calling the tool is a decision of the model |
+# | <code>&lt;&#124;output_start&#124;&gt;</code>, result, <code>&lt;&#124;output_end&#124;&gt;</code> | 0 | the tool writes it; a model that learned to would make results up |
+# | <code>&lt;&#124;assistant_end&#124;&gt;</code> | 1 | or it would never learn to stop |
 
 # %%
 #| export
