@@ -407,6 +407,7 @@ def test_visualize_escapes_and_marks(tok):
     shown = visualize(tok, ids, mask)
     assert "<script" not in shown and shown.count("<span") == len(ids) and shown.count("font-weight:bold") == sum(mask)
     with pytest.raises(ValueError): visualize(tok, ids, mask[:-1])
+    assert r">\xf0<" in visualize(tok, [240], [0]), "half a character shows its bytes"
 
 
 # -- real text -----------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ figure(fig, caption="Four characters in UTF-8. Dark bits say how long the charac
            "A Japanese character: three bytes, 1110, 10, 10. A smiling face: four bytes, 11110, 10, 10, 10.")
 
 # %% [markdown]
-# **Trap.** What looks the same need not be the same bytes, and what looks like one thing need not be one character. No tokenizer repairs that, and neither will ours: what the user wrote comes back exactly.
+# **Trap.** What looks the same need not be the same bytes, and what looks like one thing need not be one character. Our tokenizer will not repair that: what the user wrote comes back exactly.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -991,7 +991,7 @@ figure(fig, caption="One sentence in six languages, counted in tokens of a token
 
 
 # %% [markdown]
-# The Hindi reader pays for more than six times as many tokens, waits six times as long, and fits a sixth into the context. Large tokenizers are less extreme, but Petrov and others (2023) still found ratios up to 15.
+# The Hindi reader pays for more than six times as many tokens, waits six times as long, and fits a sixth into the context. In the tokenizers of large models Petrov and others (2023) found ratios of up to 15.
 #
 # ## A conversation, token by token
 #
@@ -1160,7 +1160,7 @@ print("learned by mistake:", [tokenizer.decode([t]) for t, right, shifted in row
 assert tokenizer.python_start in [t for t, right, shifted in rows if right > shifted]
 
 # %% [markdown]
-# The first token of each answer is never trained, and here that is the decision to call the calculator. Instead the model learns to begin the tool's output, and to speak for the user once it is done.
+# Whenever the assistant takes over, its first token is never trained; here that is the decision to call the calculator. Instead the model learns to begin the tool's output, and to speak for the user once it is done.
 #
 # ## How many bytes is a token?
 #
@@ -1180,7 +1180,7 @@ for n, (loss, rate) in losses.items(): print(f"{n:5} tokens: loss {loss:.3f} a t
 assert losses[256][0] < losses[1024][0] < losses[4096][0]
 
 # %% [markdown]
-# Bytes win by far, and it means nothing. To guess one of 4,096 words is harder than to guess one letter, but then three letters are done. What can be compared is the price of the *text*. Add up all nats, turn them into bits ($\ln 2$ nats are one bit), and divide by what does not depend on the tokenizer, the bytes:
+# Bytes win by far, and it means nothing. To guess one of 4,096 tokens is harder than to guess one letter, but then four letters are done. What can be compared is the price of the *text*. The loss is in nats; add it up, turn it into bits ($\ln 2$ nats are one bit), and divide by what does not depend on the tokenizer, the bytes:
 #
 # $$\text{bits per byte} = \frac{\sum -\ln p(\text{token})}{\ln 2 \cdot \sum \text{bytes}(\text{token})} = \frac{\text{loss per token}}{\ln 2} \cdot \frac{\text{tokens}}{\text{bytes}}.$$
 
@@ -1214,7 +1214,7 @@ assert all(lengths[tokenizer.encode(line)].sum() == len(line.encode()) for line 
 print(lengths.bincount().tolist(), "tokens of 0, 1, 2, ... bytes")
 
 # %% [markdown]
-# **Trap.** There is a shorter way, and it is wrong: decode the id to a string, encode the string again, take the length. Half a character decodes to `�`, which has three bytes. Published nanochat counted like this until July 2026 (pull request 693). How would you notice? By a case whose answer you know. A model that knows nothing
+# **Trap.** There is a shorter way, and it is wrong: decode the id to a string, encode the string again, take the length. Half a character decodes to `�`, which has three bytes. Published nanochat counted like this until July 2026, though its pull request 693 had shown the error. How would you notice? By a case whose answer you know. A model that knows nothing
 # gives each of 256 bytes the same probability. It needs $\log_2 256 = 8$ bits for a byte, of any text, in any language.
 
 # %%
@@ -1409,8 +1409,8 @@ figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; th
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# With both files at hand (they were when this page was made) the figure says three things. On the stories, our 4,096 tokens do nearly as well as GPT-2's fifty thousand and GPT-4's hundred thousand: fit beats size. On any other text they are far behind. And from GPT-2 to GPT-4 the other
-# languages gained most, because somebody put them into the training text.
+# With both files at hand, the figure says three things. On the stories our 4,096 tokens take 3.9 bytes each, GPT-2's fifty thousand 4.0 and GPT-4's hundred thousand 4.0: fit beats size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, since a larger vocabulary
+# was trained on more of them.
 #
 # ## At scale
 #
