@@ -1409,8 +1409,8 @@ figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; th
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# With both files at hand, the figure says three things. On the stories our 4,096 tokens take 3.9 bytes each, GPT-2's fifty thousand 4.0 and GPT-4's hundred thousand 4.0: fit beats size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, since a larger vocabulary
-# was trained on more of them.
+# With both files at hand, the figure says three things. On the stories our 4,096 tokens take 3.9 bytes each, GPT-2's fifty thousand 4.0 and GPT-4's hundred thousand 4.0: fit beats size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, presumably because its
+# training text held more of them.
 #
 # ## At scale
 #
