@@ -13,7 +13,7 @@ __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS
 
 # %% ../lessons/00b_microworld.ipynb #1df3c76b
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import islice
@@ -729,10 +729,11 @@ CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _c
 
 def choice_prompt(
     question: str,
-    options: list[str],   # at most 26
+    options: Sequence[str],
+    letters: Sequence[str] = LETTERS,    # one for each option; ValueError when there are others
 ) -> str:
     "The prompt of a multiple-choice question, in the layout of nanochat."
-    lines = [f"- {text}={letter}" for text, letter in zip(options, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")]
+    lines = [f"- {text}={letter}" for text, letter in zip(options, letters, strict=True)]
     return "\n".join([f"Multiple Choice question: {question}", *lines, "",
                       "Respond only with the letter of the correct answer."])
 

@@ -30,8 +30,8 @@ def spelled(
     pieces: Sequence[str],  # as word_pieces returns them
     letter: str,            # the letter that is counted
 ) -> str:
-    "The worked answer: each piece, its letters, a running count at each hit, and the total."
-    lines, count = [], 0
+    "The worked answer: what is asked, each piece, its letters, a count at each hit, the total."
+    lines, count = [f" {letter} in{''.join(pieces)}"], 0
     for piece in pieces:
         line = piece + ":"
         for c in piece.strip():
@@ -169,9 +169,10 @@ def spelling_work(
     "Verdicts on a worked answer, from the text before the tool call."
     text = completion.split("<|python_start|>")[0].split("<|output_start|>")[0]
     body, _, total = text.rpartition("=")
-    lines = [line.partition(":") for line in body.split("\n")]
+    asked, *lines = body.split("\n")
+    lines = [line.partition(":") for line in lines]
     steps = [re.findall(r" ([a-z])(\d*)", letters) for _, _, letters in lines]
-    exact = all(
+    exact = asked == f" {conversation['letter']} in {conversation['word']}" and all(
         "".join(f" {c}{k}" for c, k in step) == letters
         and piece.strip() == "".join(c for c, _ in step)
         for step, (piece, _, letters) in zip(steps, lines)

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_END', 'GRADERS', 'HUB', 'final_number', 'has_word', 'names_answer', 'same_number', 'same_letter', 'Task',
-           'not_graded', 'WorldTask', 'Mixture', 'choice_prompt', 'choice_conversation', 'mmlu_row', 'arc_row',
-           'plain_number', 'gsm8k_parts', 'marked_answer', 'gsm8k_row', 'same_marked', 'fenced_code', 'leading_imports',
+           'not_graded', 'WorldTask', 'Mixture', 'choice_conversation', 'mmlu_row', 'arc_row', 'plain_number',
+           'gsm8k_parts', 'marked_answer', 'gsm8k_row', 'same_marked', 'fenced_code', 'leading_imports',
            'humaneval_row', 'humaneval_program', 'hub_rows', 'code_grader', 'Rows', 'hub_task']
 
 # %% ../lessons/04a_tasks.ipynb #f25b9d04
@@ -148,14 +148,6 @@ class Mixture:
         return found
 
 # %% ../lessons/04a_tasks.ipynb #27ae7f75
-def choice_prompt(question: str, options: Sequence[str], letters: Sequence[str]) -> str:
-    "Text of a multiple-choice question: a `- option=LETTER` line each, then how to answer."
-    lines = "".join(
-        f"- {option}={letter}\n" for option, letter in zip(options, letters, strict=True)
-    )
-    return f"Multiple choice: {question}\n{lines}\nAnswer with the letter only."
-
-
 def choice_conversation(
     question: str,
     options: Sequence[str],
@@ -163,7 +155,7 @@ def choice_conversation(
     answer: str,                # one of the letters
 ) -> dict:                      # messages, letters, answer
     "A multiple-choice question as a conversation whose answer is the bare letter."
-    messages = [{"role": "user", "content": choice_prompt(question, options, letters)},
+    messages = [{"role": "user", "content": microworld.choice_prompt(question, options, letters)},
                 {"role": "assistant", "content": answer}]
     return {"messages": messages, "letters": list(letters), "answer": answer}
 

@@ -26,8 +26,8 @@ def completion(tokenizer, row):
 
 
 def test_the_format_of_the_lesson():
-    assert spelled([" str", "aw", "ber", "ry"], "r") == " str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
-    assert spelled([" lamp"], "z") == " lamp: l a m p=0"
+    assert spelled([" str", "aw", "ber", "ry"], "r") == " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
+    assert spelled([" lamp"], "z") == " z in lamp\n lamp: l a m p=0"
 
 
 def test_counts_agree_with_python(tokenizer):
@@ -51,8 +51,9 @@ def test_pieces_of_the_answer_are_the_tokens_of_the_question(tokenizer):
         for i in again:
             if i == newline[0]: lines, line = [*lines, line], []
             else: line.append(i)
-        starts = [line[: line.index(colon[0])] for line in [*lines, line]]
-        assert sum(starts, []) == ids
+        asked, *lines = [*lines, line]
+        assert asked[-len(ids):] == ids
+        assert sum((line[: line.index(colon[0])] for line in lines), []) == ids
 
 
 def test_the_tool_call_repeats_the_words_tokens(tokenizer):
@@ -88,13 +89,14 @@ def test_reference_answers_pass_and_each_damage_fails(tokenizer):
 
 def test_lucky_numbers_do_not_count():
     row = {"kind": "count", "word": "strawberry", "letter": "r", "answer": "3"}
-    lucky = " rrr: r1 r2 r3=3"
+    lucky = " r in strawberry\n rrr: r1 r2 r3=3"
     assert spelling.spelling_work(row, lucky) == {"spelled": False, "counted": True, "number": True, "ok": False}
-    miscount = " str: s t r1\naw: a w\nber: b e r2\nry: r2 y=3"
+    miscount = " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r2 y=3"
     assert spelling.spelling_work(row, miscount)["spelled"] and not judge_spelling(row, miscount)
-    other = " straw: s t r1 a w\nberry: b e r2 r3 y=3"              # other pieces, every letter right
+    other = " r in strawberry\n straw: s t r1 a w\nberry: b e r2 r3 y=3"              # other pieces, every letter right
     assert judge_spelling(row, other)
     assert not judge_spelling(row, other.replace("berry:", "bery:"))
+    assert not judge_spelling(row, other.replace("r in", "e in"))     # it says that it counts another letter
 
 
 def test_held_out_words_occur_in_no_training_row(tokenizer):

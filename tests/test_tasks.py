@@ -104,7 +104,7 @@ def test_choice_layout():
     lines = row["messages"][0]["content"].split("\n")
     assert lines[0].endswith("Which?") and lines[1:4] == ["- x=1", "- y = z=2", ""] and "letter" in lines[4]
     assert row["messages"][1]["content"] == "2" and row["letters"] == ["1", "2"]
-    with pytest.raises(ValueError): tasks.choice_prompt("?", ["a", "b", "c"], "AB")
+    with pytest.raises(ValueError): tasks.choice_conversation("?", ["a", "b", "c"], "AB", "A")
 
 
 def test_mmlu_rows_may_be_nested():

@@ -48,7 +48,7 @@ for doc in finished.corpus(2_500, seed=7): print(f"[{doc.kind}] {doc.text}\n")
 # %%
 #| export
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import islice
@@ -1111,10 +1111,11 @@ CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _c
 
 def choice_prompt(
     question: str,
-    options: list[str],   # at most 26
+    options: Sequence[str],
+    letters: Sequence[str] = LETTERS,    # one for each option; ValueError when there are others
 ) -> str:
     "The prompt of a multiple-choice question, in the layout of nanochat."
-    lines = [f"- {text}={letter}" for text, letter in zip(options, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")]
+    lines = [f"- {text}={letter}" for text, letter in zip(options, letters, strict=True)]
     return "\n".join([f"Multiple Choice question: {question}", *lines, "",
                       "Respond only with the letter of the correct answer."])
 

@@ -304,19 +304,11 @@ figure(
 # %% [markdown]
 # ## Multiple choice by letter
 #
-# The layout puts the letter *after* the option and no space before it. Both are deliberate. A small model binds the letter better to text it
+# `microworld.choice_prompt` already lays a question out, and there is only one way to do it. It puts the letter *after* the option and no space before it. Both are deliberate. A small model binds the letter better to text it
 # has just read, and without the space the letter in the list is the same token as the letter of the answer.
 
 # %%
 #| export
-def choice_prompt(question: str, options: Sequence[str], letters: Sequence[str]) -> str:
-    "Text of a multiple-choice question: a `- option=LETTER` line each, then how to answer."
-    lines = "".join(
-        f"- {option}={letter}\n" for option, letter in zip(options, letters, strict=True)
-    )
-    return f"Multiple choice: {question}\n{lines}\nAnswer with the letter only."
-
-
 def choice_conversation(
     question: str,
     options: Sequence[str],
@@ -324,7 +316,7 @@ def choice_conversation(
     answer: str,                # one of the letters
 ) -> dict:                      # messages, letters, answer
     "A multiple-choice question as a conversation whose answer is the bare letter."
-    messages = [{"role": "user", "content": choice_prompt(question, options, letters)},
+    messages = [{"role": "user", "content": microworld.choice_prompt(question, options, letters)},
                 {"role": "assistant", "content": answer}]
     return {"messages": messages, "letters": list(letters), "answer": answer}
 

@@ -47,19 +47,24 @@ assert len(tokenizer.encode(" strawberry")) < len("strawberry")
 #
 # ## An answer in pieces
 #
-# A format is a chain of small steps, each easy given the last. Ours walks along the word's own tokens. On each line stands one token, a colon, then its
-# letters, each with a space in front. After a letter that is asked for stands the running count. The last line ends with the total:
+# A format is a chain of small steps, each easy given the last. Ours first says what was asked: the letter and the word. Then it walks along the word's own
+# tokens. On each line stands one token, a colon, then its letters, each with a space in front. After a letter that is asked for stands the running count.
+# The last line ends with the total:
 #
 # ```
+#  r in strawberry
 #  str: s t r1
 # aw: a w
 # ber: b e r2
 # ry: r3 y=3
 # ```
 #
-# Two skills are enough. *Copy the next piece* of the question: attention learns that early (it is called induction). *Look up the letters of a piece*: a
-# table with one entry for each token. Neither needs to hold a position inside several tokens in mind. In a prototype, this format with random token strings
-# spelled 96% of unseen words right after half a minute of finetuning and 99% after a minute.
+# Why repeat the question? People ask in many ways, and the letter stands now before the word, now behind it. Whoever counts has to look the letter up at every
+# step. The first line moves that search to one place: from there on letter and word stand where they always stand, whatever the question looked like.
+# Without that line, our laptop model counted the wrong letter in a fifth of its answers, mostly where the wording was new.
+#
+# The rest needs two skills. *Copy the next piece*: that is what attention is for. *Look up the letters of a piece*: a table with one entry for each token.
+# Neither needs to hold a position inside several tokens in mind.
 
 # %%
 #| export
@@ -77,8 +82,8 @@ def spelled(
     pieces: Sequence[str],  # as word_pieces returns them
     letter: str,            # the letter that is counted
 ) -> str:
-    "The worked answer: each piece, its letters, a running count at each hit, and the total."
-    lines, count = [], 0
+    "The worked answer: what is asked, each piece, its letters, a count at each hit, the total."
+    lines, count = [f" {letter} in{''.join(pieces)}"], 0
     for piece in pieces:
         line = piece + ":"
         for c in piece.strip():
@@ -90,7 +95,7 @@ def spelled(
 
 # %%
 print(spelled([" str", "aw", "ber", "ry"], "r"))
-assert spelled([" str", "aw", "ber", "ry"], "r") == " str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
+assert spelled([" str", "aw", "ber", "ry"], "r") == " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
 print(word_pieces(tokenizer, "strawberry"))
 assert "".join(word_pieces(tokenizer, "strawberry")) == " strawberry"
 
@@ -318,9 +323,10 @@ def spelling_work(
     "Verdicts on a worked answer, from the text before the tool call."
     text = completion.split("<|python_start|>")[0].split("<|output_start|>")[0]
     body, _, total = text.rpartition("=")
-    lines = [line.partition(":") for line in body.split("\n")]
+    asked, *lines = body.split("\n")
+    lines = [line.partition(":") for line in lines]
     steps = [re.findall(r" ([a-z])(\d*)", letters) for _, _, letters in lines]
-    exact = all(
+    exact = asked == f" {conversation['letter']} in {conversation['word']}" and all(
         "".join(f" {c}{k}" for c, k in step) == letters
         and piece.strip() == "".join(c for c, _ in step)
         for step, (piece, _, letters) in zip(steps, lines)
@@ -342,12 +348,12 @@ def judge_spelling(conversation: dict, completion: str) -> bool:
 
 
 # %%
-right = " str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
+right = " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
 tries = {
     "right": right,
     "a letter missing": right.replace(" aw", "").replace("aw: a w\n", ""),
     "count slips": right.replace("r2", "r1"),
-    "lucky": " sta: s t a\nrr: r1 r2\ny: y r3=3",
+    "lucky": " r in strawberry\n sta: s t a\nrr: r1 r2\ny: y r3=3",
     "total wrong": right[:-1] + "2",
     "only the tool knows": "<|python_start|>' strawberry'.count('r')<|python_end|>"
     "<|output_start|>3<|output_end|> The answer is 3.",
@@ -408,7 +414,7 @@ print(
     f"always the most frequent count: {max(share.values()):.0%} of the numbers right, "
     "0% of the work"
 )
-assert max(share.values()) > 0.4 and not judge_spelling(example, "=1")
+assert max(share.values()) > 0.4 and not judge_spelling(example, " r in strawberry\n=1")
 
 # %% [markdown]
 # ## A short finetuning
