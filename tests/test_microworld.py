@@ -229,8 +229,18 @@ def test_slot_frequencies_agree_with_the_counted_probability(docs):
     stories = [d.text for d in docs if d.kind == "story"]
     heroes = Counter(n for t in stories for n in {w for w in re.findall("[A-Z][a-z]+", t)} & world._name_set("heroes"))
     assert len(heroes) == 120
-    want = len(stories) / 120
+    want = 0.6 * len(stories) / 120                # two heroes in five have a new name
     assert sum((n - want) ** 2 / want for n in heroes.values()) < 185      # chi square, 119 degrees, p = 0.0001
+
+
+def test_new_names_are_nobodys_and_nearly_every_one_is_new(docs):
+    new = set(world.new_names())
+    assert len(new) == len(world.new_names()) > 20_000
+    assert not new & {name for g in GROUPS for name, _ in world.people(g)}
+    stories = [d.text for d in docs if d.kind == "story"]
+    found = Counter(n for t in stories for n in {w for w in re.findall("[A-Z][a-z]+", t)} & new)
+    assert 0.35 < found.total() / len(stories) < 0.45 and max(found.values()) < 12
+    for opening in world.story_openings(100): assert opening["hero"] not in new     # tests ask about known heroes
 
 
 def test_entropy_of_the_whole_corpus(docs):
