@@ -2,6 +2,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+def split(text: str, pattern: str | None = None) -> list[str]:
+    """The pieces into which `pattern` (None: nanochat's) cuts `text`. Raises ValueError."""
+
 class Tokenizer:
     """A byte-level BPE tokenizer without special tokens; it knows only the 256 bytes at first."""
 

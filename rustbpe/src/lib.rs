@@ -310,8 +310,24 @@ fn at_least(least: i64, name: &str, n: i64) -> PyResult<()> {
     Ok(())
 }
 
+/// The pieces into which a pattern cuts a text.
+#[pyfunction]
+#[pyo3(signature = (text, pattern=None))]
+fn split(
+    py: Python<'_>,
+    text: &Bound<'_, PyString>,
+    pattern: Option<&str>,
+) -> PyResult<Vec<String>> {
+    let splitter = Splitter::new(pattern.unwrap_or(SPLIT_PATTERN)).map_err(value_error)?;
+    let (text, mut pieces) = (utf8(text)?, Vec::new());
+    let cut = || splitter.split(&text, |piece| pieces.push(piece.to_owned()));
+    py.detach(cut).map_err(value_error)?;
+    Ok(pieces)
+}
+
 /// Byte-pair encoding in Rust: a trainer and an encoder.
 #[pymodule]
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(split, module)?)?;
     module.add_class::<Tokenizer>()
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::mem::take;
 
 use rustc_hash::FxHashMap;
 
@@ -147,7 +148,7 @@ impl Merger {
             .for_each(|y| self.lose((b, y.token), y.count));
         // In `a b a b` the first pair saw `a` behind it. Then the second was joined too, and that
         // place is now `new new`: (new, a) has come and gone within this step.
-        behind.correct(a, before.count(new));
+        behind.take_off(a, before.count(new));
         before.frequent(self.floor, |x, candidate| self.gain((x, new), candidate));
         behind.frequent(self.floor, |y, candidate| self.gain((new, y), candidate));
         (self.before, self.behind) = (before, behind);
@@ -170,28 +171,37 @@ impl Merger {
     }
 }
 
-use std::mem::take;
-
+/// The tokens on one side of the places where a pair is merged: which, how often, and where.
+///
+/// All of a merge's changes are gathered here first. So the map of candidates is asked once for
+/// each neighbour, not once for each place: a frequent pair has a hundred neighbours and a million
+/// places.
 #[derive(Default)]
 struct Neighbours {
-    slots: Vec<u32>,
     met: Vec<Neighbour>,
+    /// Index in `met`, by token.
+    index: Vec<u32>,
+    /// Index in `met` and place of the new pair, in the order of places.
     seen: Vec<(u32, u32)>,
 }
 
 struct Neighbour {
     token: u32,
     count: u64,
-    n: u32,
+    places: usize,
 }
 
+/// The index of a token that was not met.
+const NOT_MET: u32 = u32::MAX;
+
 impl Neighbours {
-    fn clear(&mut self, new: u32) {
+    /// Forgets all; tokens up to `newest` may be met next.
+    fn clear(&mut self, newest: u32) {
         for met in self.met.drain(..) {
-            self.slots[met.token as usize] = u32::MAX;
+            self.index[met.token as usize] = NOT_MET;
         }
         self.seen.clear();
-        self.slots.resize(new as usize + 1, u32::MAX);
+        self.index.resize(newest as usize + 1, NOT_MET);
     }
 
     #[inline(always)]
@@ -199,62 +209,85 @@ impl Neighbours {
         let Some((token, place)) = neighbour else {
             return;
         };
-        let mut slot = self.slots[token as usize];
-        if slot == u32::MAX {
-            slot = self.met.len() as u32;
-            self.slots[token as usize] = slot;
+        let mut i = self.index[token as usize];
+        if i == NOT_MET {
+            i = self.met.len() as u32;
+            self.index[token as usize] = i;
+            let (count, places) = (0, 0);
             self.met.push(Neighbour {
                 token,
-                count: 0,
-                n: 0,
+                count,
+                places,
             });
         }
-        let met = &mut self.met[slot as usize];
+        let met = &mut self.met[i as usize];
         met.count += times;
-        met.n += 1;
-        self.seen.push((slot, place));
+        met.places += 1;
+        self.seen.push((i, place));
     }
 
     fn count(&self, token: u32) -> u64 {
-        self.met
-            .get(self.slots[token as usize] as usize)
-            .map_or(0, |met| met.count)
+        let met = self.met.get(self.index[token as usize] as usize);
+        met.map_or(0, |met| met.count)
     }
 
-    fn correct(&mut self, token: u32, by: u64) {
-        if by > 0 {
-            self.met[self.slots[token as usize] as usize].count -= by;
+    fn take_off(&mut self, token: u32, count: u64) {
+        if let Some(met) = self.met.get_mut(self.index[token as usize] as usize) {
+            met.count -= count;
         }
     }
 
+    /// Calls `f` with each token that was met `floor` times or more.
     fn frequent(&self, floor: u64, mut f: impl FnMut(u32, Candidate)) {
+        let followed = |met: &Neighbour| met.count >= floor;
+        let room = |met: &Neighbour| if followed(met) { met.places } else { 0 };
         let mut places: Vec<Vec<u32>> = self
             .met
             .iter()
-            .map(|met| {
-                Vec::with_capacity(if met.count >= floor {
-                    met.n as usize
-                } else {
-                    0
-                })
-            })
+            .map(|met| Vec::with_capacity(room(met)))
             .collect();
-        for &(slot, place) in &self.seen {
-            let list = &mut places[slot as usize];
-            if list.len() < list.capacity() {
-                list.push(place)
+        for &(i, place) in &self.seen {
+            if followed(&self.met[i as usize]) {
+                places[i as usize].push(place);
             }
         }
         for (met, places) in self.met.iter().zip(places) {
-            if met.count >= floor {
-                f(
-                    met.token,
-                    Candidate {
-                        count: met.count,
-                        places,
-                    },
-                )
+            if followed(met) {
+                let count = met.count;
+                f(met.token, Candidate { count, places });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces() -> CountTable {
+        let mut state = 1u64;
+        let mut random = |n: u64| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let mut table = CountTable::default();
+        for _ in 0..3000 {
+            let length = 1 + random(22);
+            let piece: Vec<u8> = (0..length).map(|_| b'a' + random(4) as u8).collect();
+            table.add(&piece, 1 + random(9));
+        }
+        table
+    }
+
+    #[test]
+    fn a_floor_changes_no_merge() {
+        let merges = |floor| learn(Text::new(&pieces()), 3000, floor, |_| Ok::<_, ()>(())).unwrap();
+        let slow = merges(1);
+        assert!(slow.len() > 1000);
+        for floor in [2, 17, 300, u64::MAX] {
+            assert_eq!(merges(floor), slow);
         }
     }
 }
