@@ -234,11 +234,13 @@ impl Tokenizer {
             };
             let pieces = count::<Failure>(&splitter, threads, read)?;
             let all = vocab_size as usize - 256;
-            let tick = |done| match done == all || progress.due() {
+            let tick = |done| match progress.due() {
                 true => Python::attach(|py| progress.tell(py, "merge", done, Some(all))),
                 false => Ok(()),
             };
-            train(pieces, vocab_size as usize, tick).map_err(Failure::Python)
+            let merges = train(pieces, vocab_size as usize, tick)?;
+            Python::attach(|py| progress.tell(py, "merge", merges.len(), Some(all)))?;
+            Ok::<_, Failure>(merges)
         })?;
         self.replace(Model::new(splitter, &merges));
         Ok(())

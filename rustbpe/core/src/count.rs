@@ -9,53 +9,17 @@ use std::thread;
 use crate::table::{CountTable, Key, SHORT};
 use crate::{SplitError, Splitter};
 
-/// Pieces are cut in groups of so many before they are counted.
-///
-/// The look-ups of a group do not depend on each other, so the processor has several trips to
-/// memory under way at once, where piece by piece it would wait for each.
-const GROUP: usize = 32;
-
-/// Short pieces, cut and hashed, that wait to be counted.
-struct Group {
-    pieces: [(Key, u64); GROUP],
-    n: usize,
-}
-
 /// Counts the pieces of one text.
 #[inline(always)]
 fn count_text(splitter: &Splitter, text: &str, table: &mut CountTable) -> Result<(), SplitError> {
     let bytes = text.as_bytes();
-    let mut group = Group::new();
     splitter.cuts(text, |start, end| {
-        if end - start > SHORT {
-            return table.add_long(&bytes[start..end], 1);
+        if end - start <= SHORT {
+            table.add_short(Key::short(bytes, start, end), 1);
+        } else {
+            table.add_long(&bytes[start..end], 1);
         }
-        let key = Key::short(bytes, start, end);
-        group.pieces[group.n] = (key, key.hash());
-        group.n += 1;
-        if group.n == GROUP {
-            group.count_into(table);
-        }
-    })?;
-    group.count_into(table);
-    Ok(())
-}
-
-impl Group {
-    fn new() -> Self {
-        Group {
-            pieces: [(Key::NONE, 0); GROUP],
-            n: 0,
-        }
-    }
-
-    #[inline(always)]
-    fn count_into(&mut self, table: &mut CountTable) {
-        for &(key, hash) in &self.pieces[..self.n] {
-            table.add_short(key, hash, 1);
-        }
-        self.n = 0;
-    }
+    })
 }
 
 /// Some texts, end to end in one string: one allocation for all of them.

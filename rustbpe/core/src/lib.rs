@@ -29,7 +29,7 @@ pub use count::{Batch, count};
 pub use model::Model;
 pub use split::{GPT2_PATTERNS, SPLIT_PATTERN, SplitError, Splitter, THREE_DIGITS};
 pub use table::CountTable;
-pub use train::train;
+pub use train::{train, train_above};
 
 /// Two neighbouring tokens, by id.
 pub type Pair = (u32, u32);

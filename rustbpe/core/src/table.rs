@@ -145,15 +145,14 @@ impl CountTable {
         if piece.len() > SHORT {
             self.add_long(piece, n);
         } else if !piece.is_empty() {
-            let key = Key::short(piece, 0, piece.len());
-            self.add_short(key, key.hash(), n);
+            self.add_short(Key::short(piece, 0, piece.len()), n);
         }
     }
 
     /// Counts a short piece `n` times.
     #[inline(always)]
-    pub fn add_short(&mut self, key: Key, hash: u64, n: u64) {
-        let place = self.place(hash, |entry| entry.key == key);
+    pub fn add_short(&mut self, key: Key, n: u64) {
+        let place = self.place(key.hash(), |entry| entry.key == key);
         if self.entries[place].count == 0 {
             return self.insert(place, key, n);
         }
@@ -213,7 +212,7 @@ impl CountTable {
             if entry.key.high >= LONG {
                 self.add_long(other.long_piece(entry.key), entry.count);
             } else {
-                self.add_short(entry.key, entry.key.hash(), entry.count);
+                self.add_short(entry.key, entry.count);
             }
         }
     }

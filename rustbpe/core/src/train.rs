@@ -24,18 +24,20 @@ pub fn train<E>(
 ) -> Result<Vec<Pair>, E> {
     // A guess: the last merges are about as frequent as the last pieces that would find room.
     let floor = pieces.nth_count(vocab_size);
-    let text = Text::new(&pieces);
-    drop(pieces);
-    learn(text, vocab_size, floor, tick)
+    train_above(floor, pieces, vocab_size, tick)
 }
 
-/// `train` from a given floor on. The floor changes time and memory, never the merges.
-fn learn<E>(
-    text: Text,
-    vocab_size: usize,
+/// `train`, but pairs rarer than `floor` are looked for only when no others are left.
+///
+/// The floor changes time and memory, never the merges. A floor of 1 follows every pair.
+pub fn train_above<E>(
     floor: u64,
+    pieces: CountTable,
+    vocab_size: usize,
     mut tick: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<Pair>, E> {
+    let text = Text::new(&pieces);
+    drop(pieces);
     let mut merger = Merger::new(text, floor);
     let mut merges = Vec::new();
     while 256 + merges.len() < vocab_size {
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_floor_changes_no_merge() {
-        let merges = |floor| learn(Text::new(&pieces()), 3000, floor, |_| Ok::<_, ()>(())).unwrap();
+        let merges = |floor| train_above(floor, pieces(), 3000, |_| Ok::<_, ()>(())).unwrap();
         let slow = merges(1);
         assert!(slow.len() > 1000);
         for floor in [2, 17, 300, u64::MAX] {
