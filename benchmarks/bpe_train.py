@@ -58,13 +58,15 @@ def documents(folders: list[Path]) -> Iterator[str]:
 
 def write_corpora(folder: Path, sizes: list[int]) -> dict[int, Path]:
     "Files of so many megabytes, records of up to 4,096 characters with NUL between them, all from one shuffle."
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {size: folder / f"{size}.txt" for size in sizes}
+    if all(file.is_file() for file in files.values()): return files
     import site, sysconfig
     roots = [Path(site.getsitepackages()[0]), Path(sysconfig.get_paths()["stdlib"])]
     if real := os.environ.get("NANOCHAT_REAL_DATA"): roots += [Path(real) / "text", Path(real) / "chat"]
     records = dict.fromkeys(text[i:i + 4096] for text in documents(roots) for i in range(0, len(text), 4096))
     records = [record.encode() for record in records]
     random.Random(0).shuffle(records)
-    files = {}
     for size in sizes:
         total, chosen = 0, []
         for record in records:
@@ -72,7 +74,6 @@ def write_corpora(folder: Path, sizes: list[int]) -> dict[int, Path]:
             chosen.append(record)
             total += len(record) + 1
         if total < size * 1e6: raise SystemExit(f"only {total / 1e6:.0f} MB of text here, not {size}")
-        files[size] = folder / f"{size}.txt"
         files[size].write_bytes(b"\0".join(chosen))
     return files
 
@@ -80,6 +81,7 @@ def write_corpora(folder: Path, sizes: list[int]) -> dict[int, Path]:
 def write_microworld(folder: Path, megabytes: int = 10) -> Path:
     from nanochat.microworld import corpus
     path = folder / "microworld.txt"
+    if path.is_file(): return path
     path.write_bytes(b"\0".join(doc.text.encode() for doc in corpus(megabytes * 1_000_000)))
     return path
 
@@ -276,6 +278,8 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-microworld", action="store_true")
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "nanochat-peers")
+    parser.add_argument("--splits", nargs="+", default=["nanochat", "GPT-2"], choices=["nanochat", "GPT-2"])
+    parser.add_argument("--text", type=Path, default=Path(tempfile.gettempdir()) / "nanochat-bpe-text", help="files made before are used again")
     parser.add_argument("--table", action="store_true", help="print the kept results and stop")
     parser.add_argument("--ladder", action="store_true", help="measure the steps of lesson 01a instead")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
@@ -284,28 +288,27 @@ def main():
         name, path, size, pattern, threads = args.child
         return child(name, path, int(size), pattern, int(threads))
     if args.table: return print(table_of(json.loads(RESULTS.read_text())))
-    if args.ladder:
-        with tempfile.TemporaryDirectory() as folder: return ladder(Path(folder), args.repeat)
+    if args.ladder: return ladder(args.text, args.repeat)
     install(args.peers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if max(args.threads) > cores: raise SystemExit(f"{max(args.threads)} threads asked for, {cores} cores here")
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_corpora(Path(folder), args.sizes)
-        world = None if args.no_microworld else write_microworld(Path(folder))
-        for threads in args.threads:
-            for text, path, split, pattern, size, names in jobs(files, world, args.vocabularies):
-                runs = {name: [] for name in names}
-                for _ in range(args.repeat):
-                    for name in names: runs[name].append(run_child(name, path, size, pattern, threads, args.peers))
-                rows = []
-                for name, several in runs.items():
-                    middle = {k: round(statistics.median(run[k] for run in several), 3) for k in several[0]}
-                    rows.append({"what": "train", "name": name, "text": text, "split": split, "vocabulary": size,
-                                 "threads": threads, "repeat": args.repeat, **middle})
-                    print(f"{text:10s} {split:8s} {size:6,} {threads} threads {name:10s} {middle['seconds']:7.2f} s "
-                          f"{middle['peak_mb']:6.0f} MB  {middle['tokens']:,} tokens", flush=True)
-                keep(rows)
-            if 10 in files: keep(encoding(files[10], threads, max(args.repeat, 5)))
+    files = write_corpora(args.text, args.sizes)
+    world = None if args.no_microworld else write_microworld(args.text)
+    for threads in args.threads:
+        for text, path, split, pattern, size, names in jobs(files, world, args.vocabularies):
+            if split not in args.splits: continue
+            runs = {name: [] for name in names}
+            for _ in range(args.repeat):
+                for name in names: runs[name].append(run_child(name, path, size, pattern, threads, args.peers))
+            rows = []
+            for name, several in runs.items():
+                middle = {k: round(statistics.median(run[k] for run in several), 3) for k in several[0]}
+                rows.append({"what": "train", "name": name, "text": text, "split": split, "vocabulary": size,
+                             "threads": threads, "repeat": args.repeat, **middle})
+                print(f"{text:10s} {split:8s} {size:6,} {threads} threads {name:10s} {middle['seconds']:7.2f} s "
+                      f"{middle['peak_mb']:6.0f} MB  {middle['tokens']:,} tokens", flush=True)
+            keep(rows)
+        if 10 in files: keep(encoding(files[10], threads, max(args.repeat, 5)))
     print(table_of(json.loads(RESULTS.read_text())))
 
 

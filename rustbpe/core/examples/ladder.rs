@@ -136,6 +136,15 @@ fn main() {
     let regex = Splitter::with_regex(SPLIT_PATTERN).expect("a pattern");
     let scanner = Splitter::new(SPLIT_PATTERN).expect("a pattern");
 
+    let cut = |splitter: &Splitter| {
+        let mut n = 0;
+        let all = text.split('\0');
+        all.for_each(|document| splitter.cuts(document, |_, _| n += 1).expect("a text"));
+        n
+    };
+    let pieces = timed("cut", "regex", || cut(&regex));
+    assert_eq!(timed("cut", "scanner", || cut(&scanner)), pieces);
+
     let plain = timed("count", "regex, map of strings", || {
         count_plainly(&regex, &text)
     });

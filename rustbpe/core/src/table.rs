@@ -208,6 +208,11 @@ impl CountTable {
 
     /// Adds the counts of another table.
     pub fn add_table(&mut self, other: &CountTable) {
+        // Room first: the other's entries come in the order of their hashes, and in a table that is
+        // too small all of them would crowd at its beginning and search past each other.
+        while (self.used + other.used) * 4 > self.entries.len() * 3 {
+            self.grow();
+        }
         for entry in other.entries.iter().filter(|entry| entry.count != 0) {
             if entry.key.high >= LONG {
                 self.add_long(other.long_piece(entry.key), entry.count);
