@@ -7,7 +7,7 @@
 The text is a shuffled mix of real prose (`text/*.gz` and `chat/*.gz` in NANOCHAT_REAL_DATA, left out when it is not set) and the
 prose, documentation and source files of the installed Python packages, no 4,096 characters twice. Peers are installed
 into folders of their own (`--peers`), since the published `rustbpe` has our import name. Each run is a process of its own:
-seconds are those of the training call, which reads the text from a file through the same generator for all
+seconds (and CPU seconds, of all threads) are those of the training call, which reads the text from a file through the same generator for all
 (gigatoken reads files only); memory is the peak of the process less what it had before. Runs of the peers alternate.
 Results are kept by run in `results/bpe_train.json`; `--table` prints them as in `results/bpe_train.md`.
 """
@@ -213,7 +213,8 @@ def ladder(folder: Path, repeat: int):
         said = subprocess.run(command, cwd=HERE.parent / "rustbpe" / "core", text=True, capture_output=True, check=True).stdout
         runs.append([json.loads(line) for line in said.splitlines()])
         print(said, flush=True)
-    steps = [step[0] | {"seconds": round(statistics.median(run["seconds"] for run in step), 3)} for step in zip(*runs)]
+    middle = lambda several, key: round(statistics.median(run[key] for run in several), 3)
+    steps = [step[0] | {key: middle(step, key) for key in ("seconds", "cpu")} for step in zip(*runs)]
     kept = {"command": "python benchmarks/bpe_train.py --ladder", "text": "50 MB", "vocabulary": 32768, "repeat": repeat,
             "machine": machine(), "steps": steps}
     (RESULTS.parent / "bpe_ladder.json").write_text(json.dumps(kept, indent=1) + "\n")
@@ -246,17 +247,20 @@ def table_of(kept: dict) -> str:
     "The results as Markdown: seconds, memory and the ratio to ours."
     m = kept["machine"]
     lines = ["# Byte-pair encoding: ours and published trainers", "",
-             f"`{kept['command']}` on {m['cpu']}, {m['cores']} cores, Python {m['python']}, commit {m['commit']}; "
-             f"{', '.join(m['peers'].values())}, tiktoken {m['tiktoken']}. Medians; memory is the peak of the whole process.", "",
-             "| text | split | vocabulary | threads | trainer | seconds | times ours | peak MB | tokens |", "|---|---|---|---|---|---|---|---|---|"]
+             f"`{kept['command']}` on {m['cpu']}, {m['cores']} cores, Python {m['python']}; "
+             f"{', '.join(m['peers'].values())}, tiktoken {m['tiktoken']}. Medians of the runs (`repeat` in the JSON); memory is "
+             "the peak of the whole process. On a machine that does other work, compare CPU seconds.", "",
+             "| text | split | vocabulary | threads | trainer | seconds | times ours | CPU seconds | times ours | peak MB | tokens |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
     trained = [row for row in kept["rows"] if row["what"] == "train"]
     same = ("text", "split", "vocabulary", "threads")
-    ours = {tuple(row[k] for k in same): row["seconds"] for row in trained if row["name"] == "ours"}
+    ours = {tuple(row[k] for k in same): row for row in trained if row["name"] == "ours"}
     order = lambda row: ([str(row[k]).rjust(12) for k in same], row["seconds"])
     for row in sorted(trained, key=order):
-        ratio = row["seconds"] / ours[tuple(row[k] for k in same)]
+        base = ours[tuple(row[k] for k in same)]
         lines.append(f"| {row['text']} | {row['split']} | {row['vocabulary']:,} | {row['threads']} | {row['name']} | {row['seconds']:.2f} "
-                     f"| {ratio:.1f} | {row['peak_mb']:.0f} | {row['tokens']:,} |")
+                     f"| {row['seconds'] / base['seconds']:.1f} | {row['cpu']:.2f} | {row['cpu'] / base['cpu']:.1f} "
+                     f"| {row['peak_mb']:.0f} | {row['tokens']:,} |")
     lines += ["", "| encoding, vocabulary | threads | encoder | MB/s |", "|---|---|---|---|"]
     lines += [f"| {row['vocabulary']:,} | {row['threads']} | {row['name']} | {row['mb_s']} |" for row in kept["rows"] if row["what"] == "encode"]
     return "\n".join(lines) + "\n"
@@ -304,7 +308,7 @@ def main():
             for name, several in runs.items():
                 middle = {k: round(statistics.median(run[k] for run in several), 3) for k in several[0]}
                 rows.append({"what": "train", "name": name, "text": text, "split": split, "vocabulary": size,
-                             "threads": threads, "repeat": args.repeat, **middle})
+                             "threads": threads, "repeat": args.repeat, "commit": machine()["commit"], **middle})
                 print(f"{text:10s} {split:8s} {size:6,} {threads} threads {name:10s} {middle['seconds']:7.2f} s "
                       f"{middle['peak_mb']:6.0f} MB  {middle['tokens']:,} tokens", flush=True)
             keep(rows)

@@ -118,11 +118,20 @@ fn merged(word: &[u32], pair: Pair, new: u32) -> Vec<u32> {
     out
 }
 
+/// Seconds that the main thread has run so far, without those that other programs took from it.
+fn own_seconds() -> Option<f64> {
+    let all = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(all.split(' ').next()?.parse::<f64>().ok()? / 1e9)
+}
+
 fn timed<T>(part: &str, step: &str, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
+    let (start, own) = (Instant::now(), own_seconds());
     let result = work();
     let seconds = start.elapsed().as_secs_f64();
-    println!(r#"{{"part": "{part}", "step": "{step}", "seconds": {seconds:.4}}}"#);
+    let cpu = own_seconds()
+        .zip(own)
+        .map_or(seconds, |(now, before)| now - before);
+    println!(r#"{{"part": "{part}", "step": "{step}", "seconds": {seconds:.4}, "cpu": {cpu:.4}}}"#);
     result
 }
 
