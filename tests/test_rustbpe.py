@@ -84,7 +84,7 @@ def exploding():
 
 @pytest.mark.parametrize("texts,size,options,error,message", [
     (["a"], 255, {}, ValueError, "vocab_size"), (["a"], -1, {}, ValueError, "vocab_size"),
-    (["a"], 300, {"pattern": "("}, ValueError, "pattern"), (["a"], 300, {"buffer_size": 0}, ValueError, "buffer_size"),
+    (["a"], 300, {"pattern": "("}, ValueError, "pattern"), (["a"], 300, {"threads": 0}, ValueError, "threads"), (["a"], 300, {"buffer_size": 0}, ValueError, "buffer_size"),
     ([5], 300, {}, TypeError, "int"), (["a", b"b"], 300, {}, TypeError, "bytes"), (["a", None], 300, {}, TypeError, "None"),
     ("one string", 300, {}, TypeError, "one string"), (5, 300, {}, TypeError, "iterable"),
     (None, 300, {}, TypeError, "iterable")])
@@ -100,9 +100,13 @@ def test_the_iterators_exception_comes_through():
     with pytest.raises(LookupError, match="own"): trained(exploding(), buffer_size=1)
 
 
-def test_a_run_too_long_for_the_split_is_an_error_and_no_panic():
-    with pytest.raises(ValueError, match="split pattern"): trained(["x" + " " * 3_000_000])
-    with pytest.raises(ValueError, match="split pattern"): Rust().encode("x" + " " * 3_000_000)
+def test_a_run_too_long_for_the_regex_is_an_error_and_no_panic():
+    "A pattern of one's own goes to the regex engine, whose patience ends; the scanners have no such limit."
+    own, long = SPLIT_PATTERN + "|x", "x" + " " * 3_000_000
+    with pytest.raises(ValueError, match="split pattern"): trained([long], pattern=own)
+    with pytest.raises(ValueError, match="split pattern"): trained(["ab"], pattern=own).encode(long)
+    with pytest.raises(ValueError, match="split pattern"): trained([long] * 9, pattern=own, threads=2, buffer_size=1)
+    assert trained([long], 270).encode(long)[0] == ord("x")
 
 
 def test_unknown_ids_are_an_error():
@@ -111,7 +115,7 @@ def test_unknown_ids_are_an_error():
 
 def test_other_threads_run_while_it_counts():
     "With the GIL held, the other thread could not count up during the call."
-    texts, ticks, done = ["the cat sat on the mat " * 2000] * 100, [], threading.Event()
+    texts, ticks, done = ["the cat sat on the mat " * 2000] * 4000, [], threading.Event()
     def tick():
         while not done.is_set(): ticks.append(None); done.wait(0.001)
     thread = threading.Thread(target=tick)
@@ -134,6 +138,54 @@ def test_a_signal_ends_the_training():
     child.send_signal(signal.SIGINT)
     said, _ = child.communicate(timeout=30)
     assert said == "interrupted\n" and child.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_merging():
+    "The timer goes off when all texts are read; the merges that would follow take seconds."
+    draw = random.Random(0)
+    text = " ".join("".join(draw.choices("abcdefghij", k=12)) for _ in range(400_000))
+    def then_a_signal():
+        yield text
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+    def interrupt(*_): raise KeyboardInterrupt("now")
+    before, rust = signal.signal(signal.SIGALRM, interrupt), Rust()
+    try:
+        with pytest.raises(KeyboardInterrupt, match="now"): rust.train_from_iterator(then_a_signal(), 1_000_000)
+    finally: signal.signal(signal.SIGALRM, before)
+    assert rust.vocab_size == 256
+
+
+def test_progress_is_told():
+    told, texts = [], random_texts(7)
+    trained(texts, 300, progress=lambda *news: told.append(news))
+    n_bytes = sum(len(text.encode()) for text in texts)
+    assert told[-1] == ("merge", 44, 44) and ("read", n_bytes, None) in told
+
+
+def test_an_error_of_the_progress_function_comes_through():
+    def progress(stage, done, total): raise LookupError("its own")
+    with pytest.raises(LookupError, match="its own"): trained(random_texts(7), progress=progress)
+
+
+def test_threads_do_not_matter():
+    texts, sizes = random_texts(8, n=300), (1, 2, 3, 8)
+    first, *others = [trained(iter(texts), 400, threads=n, buffer_size=3).get_mergeable_ranks() for n in sizes]
+    assert all(other == first for other in others)
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_while_it_streams():
+    "160 MB of text through an iterator; what is held are a few batches and the distinct pieces."
+    code = ("import random, resource\nfrom rustbpe import Tokenizer\ndraw = random.Random(0)\n"
+            "words = [''.join(draw.choices('etaoinshrdlu', k=draw.randrange(2, 11))) for _ in range(20_000)]\n"
+            "texts = [' '.join(draw.choices(words, k=700)) for _ in range(400)]\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+            "before = peak()\n"
+            "Tokenizer().train_from_iterator((texts[i % 400] + str(i) for i in range(35_000)), 4096)\n"
+            "print(peak() - before)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert float(said) < 60
 
 
 def test_tokenizer_trains_with_it(capsys):

@@ -2,10 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::mem::take;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
-use crate::{Pair, Piece};
+use crate::text::{Placed, Text};
+use crate::{CountTable, Pair};
 
 /// How many merges are made between two calls of the caller's `tick`.
 const MERGES_PER_TICK: usize = 64;
@@ -13,176 +15,281 @@ const MERGES_PER_TICK: usize = 64;
 /// Learns merges until there are `vocab_size` tokens, bytes included, or no pair is left.
 ///
 /// Merge `i` makes token `256 + i`. The most frequent pair is merged first; on equal counts the
-/// smaller one (left id, then right id), so the result does not depend on the order of `pieces`.
-/// `tick` is called now and then; its error ends the training.
+/// smaller one (left id, then right id), so the result does not depend on the order of the pieces.
+/// `tick` is told the number of merges now and then; its error ends the training.
 pub fn train<E>(
-    pieces: Vec<Piece>,
+    pieces: CountTable,
     vocab_size: usize,
-    mut tick: impl FnMut() -> Result<(), E>,
+    tick: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Vec<Pair>, E> {
-    let mut table = PairTable::new(pieces);
+    // A guess: the last merges are about as frequent as the last pieces that would find room.
+    let floor = pieces.nth_count(vocab_size);
+    train_above(floor, pieces, vocab_size, tick)
+}
+
+/// `train`, but pairs rarer than `floor` are looked for only when no others are left.
+///
+/// The floor changes time and memory, never the merges. A floor of 1 follows every pair.
+pub fn train_above<E>(
+    floor: u64,
+    pieces: CountTable,
+    vocab_size: usize,
+    mut tick: impl FnMut(usize) -> Result<(), E>,
+) -> Result<Vec<Pair>, E> {
+    let text = Text::new(&pieces);
+    drop(pieces);
+    let mut merger = Merger::new(text, floor);
     let mut merges = Vec::new();
     while 256 + merges.len() < vocab_size {
         if merges.len() % MERGES_PER_TICK == 0 {
-            tick()?;
+            tick(merges.len())?;
         }
-        let Some(pair) = table.best() else { break };
-        table.apply(pair, 256 + merges.len() as u32);
+        let Some(pair) = merger.best() else { break };
+        merger.apply(pair);
         merges.push(pair);
     }
     Ok(merges)
 }
 
-/// Pair counts over counted pieces, kept right while pairs are merged.
-///
-/// A pair gains occurrences only in the step that makes the younger of its two tokens. So a
-/// count in the heap is never too small, and a pair needs one entry: when it comes out with an
-/// old count, it goes back with the present one.
-struct PairTable {
-    words: Vec<(Vec<u32>, i64)>,
-    counts: FxHashMap<Pair, i64>,
-    places: FxHashMap<Pair, Vec<u32>>,
-    heap: BinaryHeap<(i64, Reverse<Pair>)>,
+/// A pair that may yet be merged.
+struct Candidate {
+    /// How often it occurs now.
+    count: u64,
+    /// Where it occurs, in ascending order; and places where it no longer does.
+    places: Vec<u32>,
 }
 
-impl PairTable {
-    fn new(pieces: Vec<Piece>) -> Self {
-        let symbols = |piece: Box<[u8]>| piece.iter().map(|&byte| byte as u32).collect();
-        let words = pieces
-            .into_iter()
-            .map(|(piece, n)| (symbols(piece), n as i64))
-            .collect();
-        let mut table = PairTable {
-            words,
-            counts: FxHashMap::default(),
-            places: FxHashMap::default(),
+/// The text and its frequent pairs, kept right while pairs are merged.
+///
+/// A pair gains occurrences only in the step that makes the younger of its two tokens; from then
+/// on it can only lose. Two things follow. A count in the heap is never too small: a pair that
+/// comes out with an old count goes back with the present one, and one entry is enough. And a
+/// pair that is rarer than `floor` need not be followed until `floor` is lowered: most pairs are
+/// rare, so most of the work is never done.
+struct Merger {
+    text: Text,
+    candidates: FxHashMap<Pair, Candidate>,
+    heap: BinaryHeap<(u64, Reverse<Pair>)>,
+    floor: u64,
+    /// What stood before the merged pair, and what behind it.
+    before: Neighbours,
+    behind: Neighbours,
+}
+
+impl Merger {
+    fn new(text: Text, floor: u64) -> Self {
+        let mut merger = Merger {
+            text,
+            candidates: FxHashMap::default(),
             heap: BinaryHeap::new(),
+            floor,
+            before: Neighbours::default(),
+            behind: Neighbours::default(),
         };
-        for (i, (word, times)) in table.words.iter().enumerate() {
-            for pair in word.windows(2).map(|w| (w[0], w[1])) {
-                *table.counts.entry(pair).or_default() += times;
-                note(table.places.entry(pair).or_default(), i as u32);
+        merger.survey();
+        merger
+    }
+
+    /// Finds all pairs that occur `floor` times or more, by reading the text from end to end.
+    fn survey(&mut self) {
+        for (pair, count, n) in self.text.tally().iter() {
+            if count >= self.floor {
+                let places = Vec::with_capacity(n as usize);
+                self.gain(pair, Candidate { count, places });
             }
         }
-        table.heap = table
-            .counts
-            .iter()
-            .map(|(&pair, &n)| (n, Reverse(pair)))
-            .collect();
-        table
+        self.text.for_each_pair(|pair, place, _| {
+            if let Some(candidate) = self.candidates.get_mut(&pair) {
+                candidate.places.push(place);
+            }
+        });
     }
 
     /// The most frequent pair, the smaller one on equal counts; None when nothing is left.
     fn best(&mut self) -> Option<Pair> {
-        while let Some((n, Reverse(pair))) = self.heap.pop() {
-            let now = self.counts.get(&pair).copied().unwrap_or(0);
-            if now == n {
-                return Some(pair);
+        loop {
+            while let Some((count, Reverse(pair))) = self.heap.pop() {
+                match self.candidates.get(&pair) {
+                    Some(candidate) if candidate.count == count => return Some(pair),
+                    Some(candidate) => self.heap.push((candidate.count, Reverse(pair))),
+                    None => (),
+                }
             }
-            if now > 0 {
-                self.heap.push((now, Reverse(pair)));
+            if self.floor == 1 {
+                return None;
             }
+            self.floor = (self.floor / 16).max(1);
+            self.survey();
         }
-        None
     }
 
-    /// Merges `pair` into `new` in every word that holds it.
-    fn apply(&mut self, pair: Pair, new: u32) {
-        let mut fresh = FxHashSet::default();
-        for i in self.places.remove(&pair).unwrap_or_default() {
-            let (word, times) = &mut self.words[i as usize];
-            merge(word, pair, new, |changed, delta| {
-                let count = self.counts.entry(changed).or_default();
-                *count += delta * *times;
-                if *count == 0 {
-                    self.counts.remove(&changed);
-                }
-                if delta > 0 {
-                    note(self.places.entry(changed).or_default(), i);
-                    fresh.insert(changed);
-                }
+    /// Makes a token of `pair` wherever it occurs.
+    fn apply(&mut self, pair: Pair) {
+        let merged = self.candidates.remove(&pair).expect("a candidate");
+        let new = self.text.tokens() as u32;
+        let (before, behind) = (&mut self.before, &mut self.behind);
+        before.clear(new);
+        behind.clear(new);
+        self.text.merge(pair, &merged.places, |left, right, times| {
+            before.note(left, times);
+            behind.note(right, times);
+        });
+        self.lose_and_gain(pair, new);
+    }
+
+    /// Brings the counts up to date where `x a b y` has become `x new y`.
+    fn lose_and_gain(&mut self, (a, b): Pair, new: u32) {
+        let (before, mut behind) = (take(&mut self.before), take(&mut self.behind));
+        before
+            .met
+            .iter()
+            .for_each(|x| self.lose((x.token, a), x.count));
+        behind
+            .met
+            .iter()
+            .for_each(|y| self.lose((b, y.token), y.count));
+        // In `a b a b` the first pair saw `a` behind it. Then the second was joined too, and that
+        // place is now `new new`: (new, a) has come and gone within this step.
+        behind.take_off(a, before.count(new));
+        before.frequent(self.floor, |x, candidate| self.gain((x, new), candidate));
+        behind.frequent(self.floor, |y, candidate| self.gain((new, y), candidate));
+        (self.before, self.behind) = (before, behind);
+    }
+
+    /// A pair occurs `count` times less.
+    fn lose(&mut self, pair: Pair, count: u64) {
+        let Some(candidate) = self.candidates.get_mut(&pair) else {
+            return;
+        };
+        candidate.count -= count;
+        if candidate.count < self.floor {
+            self.candidates.remove(&pair);
+        }
+    }
+
+    fn gain(&mut self, pair: Pair, candidate: Candidate) {
+        self.heap.push((candidate.count, Reverse(pair)));
+        self.candidates.insert(pair, candidate);
+    }
+}
+
+/// The tokens on one side of the places where a pair is merged: which, how often, and where.
+///
+/// All of a merge's changes are gathered here first. So the map of candidates is asked once for
+/// each neighbour, not once for each place: a frequent pair has a hundred neighbours and a million
+/// places.
+#[derive(Default)]
+struct Neighbours {
+    met: Vec<Neighbour>,
+    /// Index in `met`, by token.
+    index: Vec<u32>,
+    /// Index in `met` and place of the new pair, in the order of places.
+    seen: Vec<(u32, u32)>,
+}
+
+struct Neighbour {
+    token: u32,
+    count: u64,
+    places: usize,
+}
+
+/// The index of a token that was not met.
+const NOT_MET: u32 = u32::MAX;
+
+impl Neighbours {
+    /// Forgets all; tokens up to `newest` may be met next.
+    fn clear(&mut self, newest: u32) {
+        for met in self.met.drain(..) {
+            self.index[met.token as usize] = NOT_MET;
+        }
+        self.seen.clear();
+        self.index.resize(newest as usize + 1, NOT_MET);
+    }
+
+    #[inline(always)]
+    fn note(&mut self, neighbour: Option<Placed>, times: u64) {
+        let Some((token, place)) = neighbour else {
+            return;
+        };
+        let mut i = self.index[token as usize];
+        if i == NOT_MET {
+            i = self.met.len() as u32;
+            self.index[token as usize] = i;
+            let (count, places) = (0, 0);
+            self.met.push(Neighbour {
+                token,
+                count,
+                places,
             });
         }
-        let counted = fresh
-            .into_iter()
-            .filter_map(|p| Some((*self.counts.get(&p)?, Reverse(p))));
-        self.heap.extend(counted);
+        let met = &mut self.met[i as usize];
+        met.count += times;
+        met.places += 1;
+        self.seen.push((i, place));
     }
-}
 
-/// Adds a word's number to the places of a pair, once for neighbouring calls.
-fn note(places: &mut Vec<u32>, word: u32) {
-    if places.last() != Some(&word) {
-        places.push(word);
+    fn count(&self, token: u32) -> u64 {
+        let met = self.met.get(self.index[token as usize] as usize);
+        met.map_or(0, |met| met.count)
     }
-}
 
-/// Replaces `pair` by `new` in `word`, left to right and without overlaps.
-///
-/// `change` hears of each pair that goes (-1) or comes (+1) while the word is rewritten.
-fn merge(word: &mut Vec<u32>, pair: Pair, new: u32, mut change: impl FnMut(Pair, i64)) {
-    let (mut read, mut write) = (0, 0);
-    while read < word.len() {
-        let hit = read + 1 < word.len() && (word[read], word[read + 1]) == pair;
-        if !hit {
-            word[write] = word[read];
-            read += 1;
-        } else {
-            change(pair, -1);
-            if write > 0 {
-                change((word[write - 1], pair.0), -1);
-                change((word[write - 1], new), 1);
-            }
-            if let Some(&right) = word.get(read + 2) {
-                change((pair.1, right), -1);
-                change((new, right), 1);
-            }
-            word[write] = new;
-            read += 2;
+    fn take_off(&mut self, token: u32, count: u64) {
+        if let Some(met) = self.met.get_mut(self.index[token as usize] as usize) {
+            met.count -= count;
         }
-        write += 1;
     }
-    word.truncate(write);
+
+    /// Calls `f` with each token that was met `floor` times or more.
+    fn frequent(&self, floor: u64, mut f: impl FnMut(u32, Candidate)) {
+        let followed = |met: &Neighbour| met.count >= floor;
+        let room = |met: &Neighbour| if followed(met) { met.places } else { 0 };
+        let mut places: Vec<Vec<u32>> = self
+            .met
+            .iter()
+            .map(|met| Vec::with_capacity(room(met)))
+            .collect();
+        for &(i, place) in &self.seen {
+            if followed(&self.met[i as usize]) {
+                places[i as usize].push(place);
+            }
+        }
+        for (met, places) in self.met.iter().zip(places) {
+            if followed(met) {
+                let count = met.count;
+                f(met.token, Candidate { count, places });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn windows(word: &[u32]) -> FxHashMap<Pair, i64> {
-        let mut counts = FxHashMap::default();
-        for w in word.windows(2) {
-            *counts.entry((w[0], w[1])).or_default() += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn merge_reports_exactly_the_change_of_the_windows() {
+    fn pieces() -> CountTable {
         let mut state = 1u64;
-        for _ in 0..2000 {
-            let mut random = |n: u64| {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
-                (state >> 33) % n
-            };
-            let mut word: Vec<u32> = (0..random(12)).map(|_| random(3) as u32).collect();
-            let pair = (random(3) as u32, random(3) as u32);
-            let mut counts = windows(&word);
-            merge(&mut word, pair, 9, |p, d| {
-                *counts.entry(p).or_default() += d
-            });
-            counts.retain(|_, n| *n != 0);
-            assert_eq!(counts, windows(&word));
-            assert!(!word.windows(2).any(|w| (w[0], w[1]) == pair));
+        let mut random = |n: u64| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) % n
+        };
+        let mut table = CountTable::default();
+        for _ in 0..3000 {
+            let length = 1 + random(22);
+            let piece: Vec<u8> = (0..length).map(|_| b'a' + random(4) as u8).collect();
+            table.add(&piece, 1 + random(9));
         }
+        table
     }
 
     #[test]
-    fn a_run_merges_from_the_left() {
-        let mut word = vec![1; 5];
-        merge(&mut word, (1, 1), 7, |_, _| ());
-        assert_eq!(word, [7, 7, 1]);
+    fn a_floor_changes_no_merge() {
+        let merges = |floor| train_above(floor, pieces(), 3000, |_| Ok::<_, ()>(())).unwrap();
+        let slow = merges(1);
+        assert!(slow.len() > 1000);
+        for floor in [2, 17, 300, u64::MAX] {
+            assert_eq!(merges(floor), slow);
+        }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use rustbpe_core::{Counter, Model, Pair, Piece, SPLIT_PATTERN, SplitError, Splitter, train};
+use rustbpe_core::{
+    Batch, CountTable, Model, Pair, SPLIT_PATTERN, SplitError, Splitter, count, train,
+};
+
+type Piece = (Box<[u8]>, u64);
 
 fn replaced(word: &[u32], pair: Pair, new: u32) -> Vec<u32> {
     let (mut out, mut i) = (Vec::new(), 0);
@@ -79,16 +83,29 @@ impl Random {
     }
 }
 
-fn never() -> Result<(), ()> {
+fn never(_: usize) -> Result<(), ()> {
     Ok(())
 }
 
-fn pieces_of(splitter: &Splitter, texts: &[String]) -> Vec<Piece> {
-    let mut counter = Counter::new(splitter.clone());
-    for batch in texts.chunks(3) {
-        counter.add(batch).unwrap();
-    }
-    counter.into_pieces()
+fn pieces_of(splitter: &Splitter, texts: &[String], threads: usize) -> CountTable {
+    let mut batches = texts
+        .chunks(3)
+        .map(|texts| Batch::from_iter(texts.iter().map(|text| &**text)));
+    count(splitter, threads, || Ok::<_, SplitError>(batches.next())).unwrap()
+}
+
+fn listed(table: &CountTable) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    table.by_count(|piece, n| pieces.push((piece.into(), n)));
+    pieces
+}
+
+fn table(pieces: &[(&str, u64)]) -> CountTable {
+    let mut table = CountTable::default();
+    pieces
+        .iter()
+        .for_each(|(piece, n)| table.add(piece.as_bytes(), *n));
+    table
 }
 
 #[test]
@@ -97,9 +114,10 @@ fn merges_and_ids_equal_the_slow_references() {
     for seed in 0..40 {
         let mut random = Random(seed);
         let texts: Vec<String> = (0..8).map(|_| random.text(40)).collect();
-        let pieces = pieces_of(&splitter, &texts);
-        let merges = train(pieces.clone(), 300, never).unwrap();
-        assert_eq!(merges, slow_train(&pieces, 300));
+        let pieces = pieces_of(&splitter, &texts, 1 + seed as usize % 3);
+        let listed = listed(&pieces);
+        let merges = train(pieces, 300, never).unwrap();
+        assert_eq!(merges, slow_train(&listed, 300));
         let model = Model::new(splitter.clone(), &merges);
         let fresh = random.text(60);
         let ids = model.encode(&fresh).unwrap();
@@ -110,23 +128,15 @@ fn merges_and_ids_equal_the_slow_references() {
 
 #[test]
 fn training_ends_when_no_pair_is_left() {
-    let merges = train(vec![(Box::from(*b"abc"), 2)], 1000, never).unwrap();
+    let merges = train(table(&[("abc", 2)]), 1000, never).unwrap();
     assert_eq!(merges, [(97, 98), (256, 99)]);
-    assert!(train(vec![], 1000, never).unwrap().is_empty());
-    assert!(
-        train(vec![(Box::from(*b"abc"), 2)], 256, never)
-            .unwrap()
-            .is_empty()
-    );
+    assert!(train(table(&[]), 1000, never).unwrap().is_empty());
+    assert!(train(table(&[("abc", 2)]), 256, never).unwrap().is_empty());
 }
 
 #[test]
 fn ties_go_to_the_smaller_pair() {
-    let pieces = vec![
-        (Box::from(*b"yz"), 3),
-        (Box::from(*b"ba"), 3),
-        (Box::from(*b"bc"), 3),
-    ];
+    let pieces = table(&[("yz", 3), ("ba", 3), ("bc", 3)]);
     assert_eq!(
         train(pieces, 259, never).unwrap(),
         [(98, 97), (98, 99), (121, 122)]
@@ -135,7 +145,7 @@ fn ties_go_to_the_smaller_pair() {
 
 #[test]
 fn the_callers_error_ends_the_training() {
-    let stopped = train(vec![(Box::from(*b"abc"), 2)], 1000, || Err("stop"));
+    let stopped = train(table(&[("abc", 2)]), 1000, |_| Err("stop"));
     assert_eq!(stopped, Err("stop"));
 }
 
