@@ -8,8 +8,9 @@ import json
 import sys
 
 from nanochat import __main__ as roof
-from nanochat import chat_eval, identity, microworld
+from nanochat import chat_eval, identity, microworld, spelling
 from nanochat.checkpoint import load_weights
+from nanochat.tools import make_tool
 
 
 def judge_of_stories(items: int = 200) -> dict:
@@ -38,6 +39,10 @@ def bars(name: str) -> dict:
     for stage in ("sft", "rl"):
         load_weights(course.run.path / stage, model=model)
         result = leaks(course, model)
+        asked = spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, 200, roof.TEST_SEED, "new")
+        options = dict(max_new_tokens=96, tool=make_tool(course.tokenizer))
+        new = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, asked, **options)
+        found[f"spelling in new wordings after {stage}"] = new["value"]
         found[f"leaks after {stage}"] = f"{round((1 - result['value']) * result['items'])} of {result['items']}"
     return found
 

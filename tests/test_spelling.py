@@ -112,8 +112,16 @@ def test_held_out_words_occur_in_no_training_row(tokenizer):
 
 
 def test_wordings_are_held_out():
-    plain = {split: {q.format(c="r", w="x").lower() for q in spelling.QUESTIONS[split]} for split in ("train", "test")}
-    assert not plain["train"] & plain["test"] and len(plain["train"]) >= 8 and len(plain["test"]) >= 3
+    plain = {split: {q.format(c="r", w="x").lower() for q in spelling.QUESTIONS[split]} for split in ("train", "new")}
+    assert not plain["train"] & plain["new"] and len(plain["train"]) >= 8 and len(plain["new"]) >= 3
+
+
+def test_a_split_asks_in_its_own_wordings_about_held_out_words(tokenizer):
+    for split, other in (("test", "new"), ("new", "train")):
+        for row in spelling_conversations(LISTS, tokenizer, 60, split=split):
+            asked = row["messages"][0]["content"]
+            assert row["word"] in LISTS[1]
+            assert asked not in {q.format(c=row["letter"], w=row["word"]) for q in spelling.QUESTIONS[other]}
 
 
 def test_half_are_random_strings_and_most_letters_are_in_the_word(tokenizer):

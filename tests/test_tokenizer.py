@@ -194,6 +194,15 @@ def test_python_training_serves_where_rust_is_missing(monkeypatch, capsys):
     assert made.ranks == train_bpe(PROSE, 291) and made.vocab_size == 300
 
 
+def test_a_batch_has_the_same_ids_with_and_without_the_crate(monkeypatch):
+    texts = [*random_texts(3), *PROSE, "", " " * 250_000, "a\ud800b", "日本 🙂 12345\r\n\t  x"]
+    made = Tokenizer.train(PROSE, 400)
+    want = [made.encode(text) for text in texts]
+    assert made.encode_batch(texts) == want
+    monkeypatch.setattr(made, "_rust", None)          # as where it is not built
+    assert made.encode_batch(texts) == want
+
+
 # -- encoding ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(6))

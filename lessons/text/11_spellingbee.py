@@ -95,7 +95,8 @@ def spelled(
 
 # %%
 print(spelled([" str", "aw", "ber", "ry"], "r"))
-assert spelled([" str", "aw", "ber", "ry"], "r") == " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3"
+assert (spelled([" str", "aw", "ber", "ry"], "r")
+        == " r in strawberry\n str: s t r1\naw: a w\nber: b e r2\nry: r3 y=3")
 print(word_pieces(tokenizer, "strawberry"))
 assert "".join(word_pieces(tokenizer, "strawberry")) == " strawberry"
 
@@ -142,7 +143,7 @@ QUESTIONS = {
         "See the word {w}. How often do you see {c}?",
         "I want to know the number of {c} in {w}.",
     ],
-    "test": [
+    "new": [
         "Can you count how many {c} the word {w} has?",
         "I need the number of {c} in {w}.",
         "Look at {w}. How often do you find {c}?",
@@ -150,13 +151,13 @@ QUESTIONS = {
 }
 SPELL = {
     "train": ["Spell {w}.", "How do you spell {w}?", "Spell the word {w}.", "Please spell {w}."],
-    "test": ["Can you spell {w}?", "What are the letters of {w}?"],
+    "new": ["Can you spell {w}?", "What are the letters of {w}?"],
 }
 
 # %%
-print(QUESTIONS["train"][0].format(c="r", w="strawberry"), "|", SPELL["test"][0].format(w="lamp"))
+print(QUESTIONS["train"][0].format(c="r", w="strawberry"), "|", SPELL["new"][0].format(w="lamp"))
 assert all(" {w}" in q for split in QUESTIONS.values() for q in split)   # as in a sentence
-assert not set(QUESTIONS["train"]) & set(QUESTIONS["test"])
+assert not set(QUESTIONS["train"]) & set(QUESTIONS["new"])
 
 
 # %% [markdown]
@@ -254,7 +255,8 @@ def pick_letter(word: str, random: Random) -> str:
 
 def _checked(words: tuple[Sequence[str], Sequence[str]], split: str) -> frozenset[str]:
     "The held-out words; UserError when the split is unknown or the two lists share a word."
-    if split not in QUESTIONS: raise UserError(f"no split {split!r}; choose train or test")
+    if split not in ("train", "test", "new"):
+        raise UserError(f"no split {split!r}; choose train, test or new")
     held_out = frozenset(words[1])
     both = held_out & set(words[0])
     if both: raise UserError(f"word {min(both)!r} is in the training list and in the held-out list")
@@ -266,11 +268,12 @@ def spelling_conversations(
     tokenizer,
     n: int,
     seed: int = 0,
-    split: str = "train",
-) -> list[dict]:  # test: counting in held-out words; train: 1/2 random strings, 1/8 spelling only
+    split: str = "train",   # or "test": held-out words; or "new": the same in wordings held out
+) -> list[dict]:  # held-out words: all counting; train: 1/2 random strings, 1/8 spelling only
     "Spelling rows; the words of a split in shuffled order, each used once before any comes again."
     held_out = _checked(words, split)
-    order = sorted(words[split == "test"])
+    order = sorted(words[split != "train"])
+    wordings = QUESTIONS["new" if split == "new" else "train"]
     Random(f"spelling {split} {seed}").shuffle(order)
     starts, inside = letter_tokens(tokenizer)
     rows = []
@@ -279,15 +282,16 @@ def spelling_conversations(
         word = order[i // 2 % len(order)] if split == "train" else order[i % len(order)]
         if split == "train" and i % 2: word = random_string(starts, inside, held_out, random)
         if split == "train" and random.random() < 0.125:
-            rows.append(spell_conversation(word, random.choice(SPELL[split])))
+            rows.append(spell_conversation(word, random.choice(SPELL["train"])))
             continue
         letter = pick_letter(word, random)
-        rows.append(count_conversation(tokenizer, word, letter, random.choice(QUESTIONS[split])))
+        rows.append(count_conversation(tokenizer, word, letter, random.choice(wordings)))
     return rows
 
 
 # %% [markdown]
-# Each split has a generator of its own, seeded by text. Test questions are about held-out words only, in held-out wordings.
+# Each split has a generator of its own, seeded by text. Test questions are about held-out words only. They come in the wordings of training, so that the score
+# is about spelling; the split `new` asks about the same words in wordings never trained on, which shows how far the *question* is understood.
 
 # %%
 lists = (["lamp", "merry", "strap", "drum", "apron"], ["strawberry", "berry"])
