@@ -132,14 +132,11 @@ class Mixture:
 
     def __getitem__(self, i: int) -> dict:
         task, row = self.order[i]
-        return self.tasks[task][row]
+        return self.tasks[task][row] | {"task": task}
 
     def evaluate(self, conversation: dict, completion: str) -> bool:
-        "Graded by the task that is named like the conversation's kind; UserError without one."
-        kind = conversation.get("kind")
-        task = next((task for task in self.tasks if task.name == kind), None)
-        if task is None: raise UserError(f"no task of this mixture grades {kind!r} conversations")
-        return task.evaluate(conversation, completion)
+        "Graded by the task that the conversation came from."
+        return self.tasks[conversation["task"]].evaluate(conversation, completion)
 
     def counts(self) -> dict[str, int]:
         "Conversations by task name."

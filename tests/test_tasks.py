@@ -96,7 +96,11 @@ def test_a_mixture_grades_by_the_kind_of_the_conversation():
     mix = Mixture([(words, 1), (sums, 1)])
     for row in mix:
         assert mix.evaluate(row, f"The answer is {row['answer']}.") and not mix.evaluate(row, "I do not know.")
-    with pytest.raises(UserError, match="spell"): mix.evaluate({"kind": "spell"}, "")
+    numbers = [mix.evaluate(row, f"The answer is {row['answer']}.") for row in mix if row["kind"] == "word1"]
+    assert len(numbers) == 5 and all(numbers)
+    named_alike = Mixture([(Task("x", [{"kind": "x"}], lambda row, text: True), 1),
+                           (Task("x", [{"kind": "x"}], lambda row, text: False), 1)])
+    assert sorted(named_alike.evaluate(row, "") for row in named_alike) == [False, True]
 
 
 def test_choice_layout():
