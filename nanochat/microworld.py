@@ -852,10 +852,16 @@ def _small_talks(chooser: Chooser, split: str) -> Iterator[dict]:
         reply = chooser.pick(replies)
         yield _turn("smalltalk", chooser.pick(kept if split == "test" else asks), reply, reply)
 
+def _beyond_talks(chooser: Chooser, split: str) -> Iterator[dict]:
+    "Ordinary requests that nothing in this world answers, and the honest reply."
+    while True:
+        question, reply = (tell(grammar("prompts")[part], chooser, {}) for part in (split, "replies"))
+        yield _turn("beyond", question, reply, reply)
+
 # %% ../lessons/00b_microworld.ipynb #ed3e0667
 TALKS: dict[str, Callable[[Chooser, str], Iterator[dict]]] = {
     "profile": _profile_talks, "reading": _reading_talks, "choice": _choice_talks,
-    "story": _story_talks, "smalltalk": _small_talks,
+    "story": _story_talks, "smalltalk": _small_talks, "beyond": _beyond_talks,
     **{k: _problem_talks(k) for k in ("word1", "word2", "word3")}}
 
 def conversations(

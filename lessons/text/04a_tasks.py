@@ -209,6 +209,7 @@ GRADERS = {
     "word3": same_number,
     "story": not_graded,
     "smalltalk": not_graded,
+    "beyond": not_graded,
 }
 
 
