@@ -188,6 +188,7 @@ def show_weights(
         style = f"background:rgba(31,119,180,{w:.2f});color:{'white' if w > 0.5 else 'inherit'}"
         if j == asks: style += ";outline:2px solid #d62728"
         spans.append(f'<span style="{style}" title="{j}: {w:.0%}">{html.escape(token)}</span>')
-    best = [f"{html.escape(tokens[j])!r} at {j} ({weights[j]:.0%})" for j in weights.topk(min(2, len(tokens))).indices]
-    words = f"{html.escape(tokens[asks])!r} at {asks} looks at {' and '.join(best)}"
-    return f'<p style="font-family:monospace;font-size:1.3em">{"".join(spans)}</p><p>{words}.</p>'
+    best = [f"“{html.escape(tokens[j])}” at {j} ({weights[j]:.0%})"
+            for j in weights.topk(min(2, len(tokens))).indices]
+    said = f"“{html.escape(tokens[asks])}” at {asks} looks at {' and '.join(best)}."
+    return f'<p style="font-family:monospace;font-size:1.3em">{"".join(spans)}</p><p>{said}</p>'
