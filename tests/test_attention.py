@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_on, attend_sdpa, causal_mask,
-                                rms_norm, rotary_tables, window_mask)
+from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_on, attend_sdpa, attention_maps,
+                                causal_mask, rms_norm, rotary_tables, show_weights, window_mask)
 from nanochat.workshop import UserError
 
 torch.set_num_threads(1)
@@ -140,3 +140,69 @@ def test_attention_normalises_after_the_turn_and_attends_by_head():
 @pytest.mark.parametrize("C, H, G", [(30, 4, 4), (32, 4, 3), (12, 4, 4)])
 def test_sizes_that_do_not_fit_are_refused(C, H, G):
     with pytest.raises(UserError, match="heads"): Attention(C, H, G)
+
+
+@pytest.mark.parametrize("form", [attend, attend_sdpa])
+def test_fewer_queries_than_keys_are_refused_without_a_mask(form):
+    "torch's causal flag lines them up at the start: the newest token would see the oldest one only."
+    q, k, v = qkv(4, 2, T=1, S=9)
+    assert torch.equal(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[:, 0, 0], v[:, 0, 0])
+    with pytest.raises(ValueError, match="1 queries and 9 keys"): form(q, k, v)
+    torch.testing.assert_close(form(q, k, v, causal_mask(9)[-1:]), form(q, k, v, torch.ones(1, 9, dtype=torch.bool)))
+
+
+class Kept:
+    "The least a cache can be: all keys and values so far."
+    k = v = None
+
+    def update(self, layer, k, v):
+        self.k, self.v = (new if old is None else torch.cat((old, new), 2) for old, new in ((self.k, k), (self.v, v)))
+        return self.k, self.v
+
+
+@pytest.mark.parametrize("form", [attend, attend_sdpa])
+@pytest.mark.parametrize("window", [None, 0, 3])
+def test_decoding_with_a_cache_keeps_the_window(form, window):
+    "Published nanochat's fallback once forgot the window while it decoded, so a model wrote unlike it was trained."
+    torch.manual_seed(0)
+    layer, x, cache = Attention(32, 4, 2), torch.randn(1, 9, 32), Kept()
+    layer.attend, (cos, sin) = form, rotary_tables(9, 8)
+    mask = causal_mask(9) if window is None else window_mask(9, window)
+    steps = [layer(x[:, i:i + 1], (cos[i:i + 1], sin[i:i + 1]), mask[i:i + 1, :i + 1], cache) for i in range(9)]
+    torch.testing.assert_close(torch.cat(steps, 1), layer(x, (cos, sin), mask))
+
+
+def test_no_two_positions_share_their_angles():
+    "Angles computed in bf16 would: it has no whole numbers between 256 and 258."
+    cos, sin = rotary_tables(20480, 64)
+    assert len(torch.cat((cos, sin), 1).unique(dim=0)) == 20480
+
+
+def test_casting_the_layer_as_a_whole_has_no_table_to_round():
+    layer = Attention(32, 4, 2).bfloat16()
+    assert not list(layer.buffers())
+    assert layer(torch.randn(1, 5, 32).bfloat16(), rotary_tables(5, 8)).dtype == torch.bfloat16
+
+
+def test_maps_are_the_weights_and_change_nothing():
+    torch.manual_seed(0)
+    model, x = torch.nn.ModuleList([Attention(32, 4, 2), Attention(32, 4, 1)]), torch.randn(2, 7, 32)
+    place, mask = rotary_tables(7, 8), window_mask(7, 2)
+    def run(): return model[1](model[0](x, place), place, mask)
+    plain = run()
+    model[1].attend = attend_sdpa
+    with attention_maps(model) as maps: torch.testing.assert_close(run(), plain)
+    assert model[0].attend is None and model[1].attend is attend_sdpa
+    assert [m.shape for m in maps] == [(2, 4, 7, 7)] * 2 and not maps[0].requires_grad
+    q, k = (rms_norm(apply_rotary(model[0].heads(c(x)), *place)) for c in (model[0].c_q, model[0].c_k))
+    scores = q @ k.repeat_interleave(2, dim=1).mT / 8**0.5
+    torch.testing.assert_close(maps[0], scores.masked_fill(~causal_mask(7), -torch.inf).softmax(-1).detach())
+    assert torch.equal(maps[1][0, 3] > 0, mask)
+    with pytest.raises(RuntimeError), attention_maps(model): raise RuntimeError
+    assert model[0].attend is None
+
+
+def test_shown_weights_are_text_and_name_the_strongest():
+    page = show_weights(["<b>", "a", "b"], torch.tensor([0.1, 0.7, 0.2]), asks=0)
+    assert "<b>" not in page and "&lt;b&gt;" in page
+    assert page.index("“a” at 1 (70%)") < page.index("“b” at 2 (20%)")

@@ -392,7 +392,8 @@ def test_general_prompts_are_not_about_identity():
 def named_again(t):
     "An opinion of its own: hero, object and colour of a story by counting words."
     words = re.findall("[A-Za-z]+", t)
-    hero = next(w for w in words if w in world._name_set("heroes"))
+    heroes = world._name_set("heroes") | set(world.new_names())
+    hero = next(w for w in words if w in heroes and words.count(w) > 1)
     thing = next(w for w in words if w in world.objects())
     colour = next(w for w in words if w in world.lexicon("colours"))
     return hero, thing, colour
@@ -403,9 +404,10 @@ def test_the_judge_passes_stories_and_fails_swaps(docs):
     facts = [named_again(t) for t in stories]
     good = [world.judge_story(t, *f)["ok"] for t, f in zip(stories, facts)]
     assert sum(good) >= 0.98 * len(good)
-    bad = [world.judge_story(world.corrupt_story(t, i), *f)["ok"] for i, (t, f) in enumerate(zip(stories, facts))]
-    assert sum(bad) <= 0.10 * len(bad)
-    assert all(world.corrupt_story(t, i) != t for i, t in enumerate(stories))
+    known = [(t, f) for t, f in zip(stories, facts) if f[0] in world._name_set("heroes")]    # whom a swap can name
+    bad = [world.judge_story(world.corrupt_story(t, i), *f)["ok"] for i, (t, f) in enumerate(known)]
+    assert len(bad) > 1000 and sum(bad) <= 0.10 * len(bad)
+    assert all(world.corrupt_story(t, i) != t for i, (t, _) in enumerate(known))
 
 
 def test_the_judge_names_the_fault():
