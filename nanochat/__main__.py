@@ -292,7 +292,7 @@ def measure_chat(course: Course, model: GPT, names: tuple | None = None) -> list
     skills = []
     for name, task in test_tasks(course).items():
         if names is not None and name not in names: continue
-        if task.kind == "letter": found = chat_eval.letter_accuracy(model, course.tokenizer, task)
+        if task.kind == "letter": found = chat_eval.letter_accuracy(model, course.tokenizer, task, sampler=course.sampler(model))
         else: found = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, **options)
         skills.append(_row(name, found) | {"failures": found.get("failures", [])})
     return skills

@@ -2,14 +2,14 @@
 
 # %% auto #0
 __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS', 'NAME_PARTS', 'ATTRIBUTES', 'KINDS_OF',
-           'SYLLABLE', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'LETTERS', 'Item', 'CHOICES', 'STORY_ASKS',
-           'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon', 'plural', 'third', 'past', 'ing',
-           'comparative', 'superlative', 'adverb', 'with_article', 'people', 'objects', 'word_list', 'Chooser', 'Slot',
-           'compile_line', 'write', 'grammar', 'tell', 'held_colours', 'train_colours', 'cast', 'new_names', 'story',
-           'Wordings', 'wordings', 'plain_fact', 'profiles', 'held_people', 'profile', 'profile_facts', 'facts',
-           'fact_list', 'sums', 'ages', 'echo', 'spelling_words', 'spelled', 'Doc', 'documents', 'corpus', 'validation',
-           'entropy_bpb', 'choice_prompt', 'held_numbers', 'conversations', 'general_prompts', 'story_openings',
-           'judge_story', 'corrupt_story', 'core_tasks']
+           'SYLLABLE', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'LETTERS', 'Item', 'CHOICES', 'ONLY_LETTER',
+           'SAY_FIRST', 'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon',
+           'plural', 'third', 'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people',
+           'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours',
+           'train_colours', 'cast', 'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles',
+           'held_people', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'spelling_words',
+           'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'choice_prompt', 'held_numbers',
+           'conversations', 'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
 
 # %% ../lessons/00b_microworld.ipynb #1df3c76b
 import re
@@ -743,15 +743,18 @@ def _choice_sum(chooser: Chooser, split: str) -> Item:
 CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _choice_person,
            _choice_kind, _choice_kind, _choice_sum)
 
+ONLY_LETTER = "Respond only with the letter of the correct answer."
+SAY_FIRST = "Say the correct answer, then its letter."
+
 def choice_prompt(
     question: str,
     options: Sequence[str],
     letters: Sequence[str] = LETTERS,    # one for each option; ValueError when there are others
+    wish: str = ONLY_LETTER,
 ) -> str:
     "The prompt of a multiple-choice question, in the layout of nanochat."
     lines = [f"- {text}={letter}" for text, letter in zip(options, letters, strict=True)]
-    return "\n".join([f"Multiple Choice question: {question}", *lines, "",
-                      "Respond only with the letter of the correct answer."])
+    return "\n".join([f"Multiple Choice question: {question}", *lines, "", wish])
 
 def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     "Multiple-choice questions; the right letters are dealt evenly."
@@ -760,9 +763,9 @@ def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
             make = chooser.pick(CHOICES)
             question, right, options = make(chooser, split)
             options.insert(gold, right)
-            letter = LETTERS[gold]
-            yield _turn("choice", choice_prompt(question, options), letter, letter,
-                        letters=list(LETTERS), topic=make.__name__.removeprefix("_choice_"))
+            prompt, letter = choice_prompt(question, options, wish=SAY_FIRST), LETTERS[gold]
+            yield _turn("choice", prompt, f" {right}={letter}", letter, letters=list(LETTERS),
+                        mark="=", topic=make.__name__.removeprefix("_choice_"))
 
 # %% ../lessons/00b_microworld.ipynb #ead759ef
 @cache

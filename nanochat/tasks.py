@@ -50,8 +50,8 @@ def same_number(conversation: dict, completion: str) -> bool:
 
 
 def same_letter(conversation: dict, completion: str) -> bool:
-    "The completion is the letter and nothing else."
-    return completion.strip() == conversation["answer"]
+    "The completion is the letter, or ends in it after the last `=`."
+    return completion.rpartition("=")[2].strip() == conversation["answer"]
 
 # %% ../lessons/04a_tasks.ipynb #b2c9b629
 class Task:

@@ -62,6 +62,26 @@ def test_letter_choice_ignores_all_other_tokens(tokenizer):
     assert chat_eval.letter_accuracy(model, tokenizer, Task("t", [row]))["value"] == 1.0
 
 
+@pytest.mark.parametrize("text", ["- red=A - blue=B", "- red = A"])     # with =A as one token, and as two
+def test_a_marked_letter_is_asked_for_after_the_models_own_words(text):
+    "The model says an option first; the letters are compared behind its mark, whatever else it would have said."
+    tokenizer = Tokenizer.train([text] * 8, 300)
+    merged = len(tokenizer.encode("=A")) == 1
+    assert merged == (text == "- red=A - blue=B")
+    if merged: assert len(tokenizer.encode("=B")) == 1
+    row = {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": " blue=B"}],
+           "letters": ["A", "B"], "answer": "B", "mark": "="}
+    asked = []
+    def model(idx):
+        asked.extend(row[row != 0].tolist() for row in idx)
+        logits = torch.zeros(*idx.shape, tokenizer.vocab_size)
+        logits[..., tokenizer.encode("=B")[-1]] = 1.0
+        return logits
+    says = lambda prompts, **_: [Sample(tokenizer.encode(" blue=A and so on"), [True] * 9) for _ in prompts]
+    assert chat_eval.letter_accuracy(model, tokenizer, Task("t", [row]), sampler=says)["value"] == 1.0
+    assert tokenizer.decode(asked[0]).endswith(" blue" if merged else " blue=")
+
+
 def test_padding_is_invisible(model, tokenizer):
     prompts = [[Random(i).randrange(256) for _ in range(n)] for i, n in enumerate((3, 50, 7, 20, 1))]
     for budget in (1, 80, 10_000):
@@ -73,6 +93,8 @@ def test_padding_is_invisible(model, tokenizer):
 def test_letters_must_be_single_tokens(tokenizer, model):
     row = choice_conversation("Q?", ["a", "b"], ["A", "é"], "A")
     with pytest.raises(UserError, match="not one"): chat_eval.letter_accuracy(model, tokenizer, Task("t", [row]))
+    row |= {"letters": ["A", "B"], "mark": "é"}         # two tokens, but the same two
+    assert chat_eval.letter_ids(tokenizer, row["letters"], "é") == (tokenizer.encode("é"), [65, 66])
     with pytest.raises(UserError, match="no conversations"): chat_eval.letter_accuracy(model, tokenizer, Task("t", []))
 
 

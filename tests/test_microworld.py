@@ -362,7 +362,8 @@ def test_choice_has_one_right_option_and_even_letters(split):
         prompt = r["messages"][0]["content"]
         options = dict(re.findall(r"^- (.*)=([A-D])$", prompt, re.M))
         assert len(options) == 4 and sorted(options.values()) == r["letters"] == list("ABCD")
-        assert r["messages"][1]["content"] == r["answer"]
+        said, mark, letter = r["messages"][1]["content"].partition(r["mark"])
+        assert mark and letter == r["answer"] == options[said.strip()]
         best = min(len(o) for o in options)
         short = [letter for o, letter in options.items() if len(o) == best]
         shortest += (r["answer"] in short) / len(short)

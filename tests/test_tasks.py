@@ -66,6 +66,9 @@ def test_world_splits_differ_and_repeat():
 
 
 def test_world_kinds():
+    choice = WorldTask("choice", 4)
+    assert all(choice.evaluate(row, row["messages"][1]["content"]) and choice.evaluate(row, row["answer"]) for row in choice)
+    assert not any(choice.evaluate(row, f" {row['answer']}=E") for row in choice)
     assert WorldTask("choice", 4).kind == "letter" and WorldTask("choice", 4).baseline == 0.25
     assert WorldTask("word1", 4).kind == "generative" and WorldTask("word1", 4).name == "word1"
     with pytest.raises(UserError, match="profil"): WorldTask("profil", 4)

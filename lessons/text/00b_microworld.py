@@ -1079,7 +1079,7 @@ for row in islice(_reading_talks(Chooser("demo"), "test"), 4): print([m["content
 #
 # Multiple choice by letter is a skill of its own: find the right option, then say the letter that stands after it. Note the layout: the
 # letter comes *after* the text, with no space around the sign. A model that reads from left to right has then seen the option before it
-# must bind a letter to it.
+# must bind a letter to it. This world asks for the option as well as its letter, because a model of four layers cannot do both in its head (lesson 04b).
 
 # %%
 #| export
@@ -1133,15 +1133,18 @@ for make in (_choice_passage, _choice_person, _choice_kind, _choice_sum): print(
 CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _choice_person,
            _choice_kind, _choice_kind, _choice_sum)
 
+ONLY_LETTER = "Respond only with the letter of the correct answer."
+SAY_FIRST = "Say the correct answer, then its letter."
+
 def choice_prompt(
     question: str,
     options: Sequence[str],
     letters: Sequence[str] = LETTERS,    # one for each option; ValueError when there are others
+    wish: str = ONLY_LETTER,
 ) -> str:
     "The prompt of a multiple-choice question, in the layout of nanochat."
     lines = [f"- {text}={letter}" for text, letter in zip(options, letters, strict=True)]
-    return "\n".join([f"Multiple Choice question: {question}", *lines, "",
-                      "Respond only with the letter of the correct answer."])
+    return "\n".join([f"Multiple Choice question: {question}", *lines, "", wish])
 
 def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     "Multiple-choice questions; the right letters are dealt evenly."
@@ -1150,14 +1153,14 @@ def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
             make = chooser.pick(CHOICES)
             question, right, options = make(chooser, split)
             options.insert(gold, right)
-            letter = LETTERS[gold]
-            yield _turn("choice", choice_prompt(question, options), letter, letter,
-                        letters=list(LETTERS), topic=make.__name__.removeprefix("_choice_"))
+            prompt, letter = choice_prompt(question, options, wish=SAY_FIRST), LETTERS[gold]
+            yield _turn("choice", prompt, f" {right}={letter}", letter, letters=list(LETTERS),
+                        mark="=", topic=make.__name__.removeprefix("_choice_"))
 
 
 # %%
 row = next(_choice_talks(Chooser("demo"), "train"))
-print(row["messages"][0]["content"], "->", row["answer"])
+print(row["messages"][0]["content"], "->", row["messages"][1]["content"])
 
 
 # %% [markdown]

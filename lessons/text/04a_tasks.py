@@ -132,8 +132,8 @@ def same_number(conversation: dict, completion: str) -> bool:
 
 
 def same_letter(conversation: dict, completion: str) -> bool:
-    "The completion is the letter and nothing else."
-    return completion.strip() == conversation["answer"]
+    "The completion is the letter, or ends in it after the last `=`."
+    return completion.rpartition("=")[2].strip() == conversation["answer"]
 
 
 # %%
@@ -143,6 +143,7 @@ assert not names_answer(kite, "There are a hundred kites.")
 assert not names_answer(kite, "It is red, blue or green.")
 assert same_number(example, "So 12+7 = 19.") and not same_number(example, "The answer is 119.")
 assert same_letter({"answer": "B"}, " B\n") and not same_letter({"answer": "B"}, "A or B")
+assert same_letter({"answer": "B"}, " a duck=B") and not same_letter({"answer": "B"}, " a duck=C")
 
 
 # %% [markdown]
@@ -303,7 +304,8 @@ figure(
 # ## Multiple choice by letter
 #
 # `microworld.choice_prompt` already lays a question out, and there is only one way to do it. It puts the letter *after* the option and no space before it. Both are deliberate. A small model binds the letter better to text it
-# has just read, and without the space the letter in the list is the same token as the letter of the answer.
+# has just read, and without the space the letter in the list is the same token as the letter of the answer. The public data sets want the bare letter; the
+# world's questions want the option before it, ` a cow=A`, and `same_letter` reads both.
 
 # %%
 #| export

@@ -8,7 +8,7 @@
 #
 # After this lesson you can
 #
-# * read a multiple-choice answer off the logits without generating anything;
+# * read a multiple-choice answer off the logits, with or without words before it;
 # * grade generated answers, tools included, with an interval and a list of failures to read;
 # * estimate pass@k without its usual bias;
 # * join tasks into one number, ChatCORE.
@@ -20,6 +20,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -51,28 +52,31 @@ assert by_generation == "I" and by_letter == "B"
 # ## By letter
 #
 # Render the question up to the start of the assistant's turn. Run the model once. At the last token, look at the logits of the letters that this
-# question offers, and at nothing else. Each letter must be one token; if it were two, its first half would be compared, so we refuse.
+# question offers, and at nothing else. The letters may differ in one token only; if they were two each, first halves would be compared, so we refuse.
+# A mark before the letter (the `=` of our options) may be a token of its own or belong to the letter's; the function finds out.
 
 # %%
 #| export
 def letter_ids(
     tokenizer,              # our Tokenizer
     letters: Sequence[str], # the labels an item offers, such as A B C D
-) -> list[int]:
-    "The token of each answer letter; UserError when one of them is not a single token."
-    ids = [tokenizer.encode(letter) for letter in letters]
+    mark: str = "",         # stands before each of them, such as =
+) -> tuple[list[int], list[int]]:   # tokens that all share, and the one that tells each letter
+    "The tokens of marked letters; UserError when they differ in more than the last one."
+    ids = [tokenizer.encode(mark + letter) for letter in letters]
+    shared = tokenizer.encode(mark) if len(ids[0]) > 1 else []
     for letter, found in zip(letters, ids):
-        if len(found) != 1:
-            raise UserError(f"answer letter {letter!r} is {len(found)} tokens, not one; "
+        if found[:-1] != shared:
+            raise UserError(f"answer letter {letter!r} is {len(found) - len(shared)} tokens, not one; "
                             "grade this task by generation or relabel its options")
-    return [found[0] for found in ids]
+    return shared, [found[-1] for found in ids]
 
 
 # %%
 from nanochat.tokenizer import Tokenizer
 
 tokenizer = Tokenizer.train(["Answer with the letter only. - red=A - blue=B"] * 5, 300)
-print(letter_ids(tokenizer, ["A", "B", "C", "D"]))
+print(letter_ids(tokenizer, ["A", "B", "C", "D"]), letter_ids(tokenizer, ["C", "D"], mark="="))
 try: letter_ids(tokenizer, ["A", "№7"])
 except UserError as e: print("UserError:", e)
 
@@ -110,6 +114,45 @@ print("each row's last token:", found, "  last column:", wrong)
 assert found == {0: 3, 1: 4} and wrong == [3, 0]
 
 
+# %% [markdown]
+# ## First the words, then the letter
+#
+# A big model picks the letter at once. In that one step it must know the answer, find the option that says the same, and read the letter behind it.
+# Four layers are too few for that: in every run of this course such a model stayed at 25%, even with nothing else to learn.
+# Let it *say* the option first, `hen=C`, and the search becomes what it is good at: after `hen` comes what came after `hen` before.
+# It is the oldest trick for hard questions, to write down the steps (Nye et al. 2021; Wei et al. 2022), at its smallest.
+#
+# Grading stays as it was: only the letter counts. The model writes up to the mark, whatever that is, and then the letters are compared. A model
+# that never comes to the mark is asked where it stopped, so a model without manners still scores what guessing scores.
+
+# %%
+#| export
+def words_before(
+    sampler: Callable,              # as sample.make_sampler returns
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    mark: str,                      # where the letter begins
+    max_new_tokens: int = 16,
+) -> list[list[int]]:               # what the model writes before the mark, greedily
+    "The model's own words up to the mark, to the end of its turn, or as many as it may write."
+    samples = sampler(prompts, max_new_tokens=max_new_tokens, temperature=0.0, top_k=None, seed=0)
+    stops = (tokenizer.assistant_end, tokenizer.bos)
+    ends = lambda token: token in stops or mark in tokenizer.decode([token])
+    return [list(takewhile(lambda token: not ends(token), sample.tokens)) for sample in samples]
+
+
+# %%
+from nanochat.sample import Sample
+
+def writes(text):
+    "A sampler that always writes this text."
+    return lambda prompts, **_: [Sample(tokenizer.encode(text), [True] * 99) for _ in prompts]
+
+print([tokenizer.decode(words) for words in words_before(writes(" a hen=C and more"), tokenizer, [[1], [2]], "=")])
+assert words_before(writes(" hen=C"), tokenizer, [[1]], "=") == [tokenizer.encode(" hen")]
+assert words_before(writes("I see"), tokenizer, [[1]], "=") == [tokenizer.encode("I see")]
+
+
 # %%
 #| export
 def shares(right: int, items: int) -> dict:
@@ -130,16 +173,19 @@ def letter_accuracy(
     tokenizer,
     task,                       # kind "letter": conversations with `letters` and `answer`
     limit: int | None = None,   # only the first so many
+    sampler: Callable | None = None,    # for items with a `mark`: lets the model write up to it
 ) -> dict:  # value, items, low, high, baseline (guessing), majority (always the same letter)
-    "Accuracy by letter: the largest logit among an item's letters at the end of its prompt."
+    "Accuracy by letter: the largest logit among an item's letters, after its prompt and its words."
     rows = first(task, limit)
+    mark = rows[0].get("mark", "")
     prompts = [tokenizer.render_prompt(row) for row in rows]
-    budget = token_budget(model, tokenizer.vocab_size)
+    if mark: prompts = [p + w for p, w in zip(prompts, words_before(sampler, tokenizer, prompts, mark))]
+    ids = [letter_ids(tokenizer, row["letters"], mark) for row in rows]
+    prompts = [p + shared for p, (shared, _) in zip(prompts, ids)]
     right = 0
-    for i, logits in last_logits(model, prompts, budget):
-        letters = rows[i]["letters"]
-        pick = logits[letter_ids(tokenizer, letters)].argmax().item()
-        right += letters[pick] == rows[i]["answer"]
+    for i, logits in last_logits(model, prompts, token_budget(model, tokenizer.vocab_size)):
+        pick = logits[ids[i][1]].argmax().item()
+        right += rows[i]["letters"][pick] == rows[i]["answer"]
     most = Counter(row["answer"] for row in rows).most_common(1)[0][1]
     chance = sum(1 / len(row["letters"]) for row in rows) / len(rows)
     return {**shares(right, len(rows)), "baseline": chance, "majority": most / len(rows)}
@@ -208,8 +254,6 @@ def completions(
 
 
 # %%
-from nanochat.sample import Sample
-
 sums = Task(
     "sums",
     [
