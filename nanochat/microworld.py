@@ -320,6 +320,11 @@ def _uses() -> dict[str, tuple[str, ...]]:
 def _object_list() -> tuple[str, ...]: return tuple(objects())
 
 # %% ../lessons/00b_microworld.ipynb #1a5ac97e
+@cache
+def _friends_of(hero: str) -> tuple[tuple[str, str], ...]:
+    "The friends whose names begin with another letter than the hero's: nobody mixes those up."
+    return tuple(friend for friend in people("friends") if friend[0][0] != hero[0])
+
 def cast(
     chooser: Chooser,
     hero: tuple[str, str] | None = None,    # (name, pronoun), else chosen
@@ -327,7 +332,7 @@ def cast(
 ) -> dict[str, str]:                        # what the grammar calls hero, friend, thing, ...
     "Choose who and what a story is about."
     name, she = hero or chooser.pick(people("heroes"))
-    friend, she2 = chooser.pick(people("friends"))
+    friend, she2 = chooser.pick(_friends_of(name))
     kind = thing[0] if thing else chooser.pick(_object_list())
     colour = thing[1] if thing else chooser.pick(train_colours(kind))
     known = {"hero": name, "friend": friend, "object": kind, "colour": colour,

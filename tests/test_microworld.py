@@ -388,6 +388,12 @@ def test_general_prompts_are_not_about_identity():
     assert not set(world.general_prompts(500)) & set(world.general_prompts(500, split="test"))
 
 
+def test_a_friend_never_begins_like_the_hero():
+    chooser = world.Chooser("initials")
+    casts = [world.cast(chooser, hero) for hero in world.people("heroes") for _ in range(5)]
+    assert all(c["hero"][0] != c["friend"][0] for c in casts) and len({c["friend"] for c in casts}) > 100
+
+
 # ---- the judge
 
 def named_again(t):

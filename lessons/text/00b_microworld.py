@@ -497,6 +497,11 @@ assert len(held_colours("kite")) == 2 and len(train_colours("kite")) == 20
 
 # %%
 #| export
+@cache
+def _friends_of(hero: str) -> tuple[tuple[str, str], ...]:
+    "The friends whose names begin with another letter than the hero's: nobody mixes those up."
+    return tuple(friend for friend in people("friends") if friend[0][0] != hero[0])
+
 def cast(
     chooser: Chooser,
     hero: tuple[str, str] | None = None,    # (name, pronoun), else chosen
@@ -504,7 +509,7 @@ def cast(
 ) -> dict[str, str]:                        # what the grammar calls hero, friend, thing, ...
     "Choose who and what a story is about."
     name, she = hero or chooser.pick(people("heroes"))
-    friend, she2 = chooser.pick(people("friends"))
+    friend, she2 = chooser.pick(_friends_of(name))
     kind = thing[0] if thing else chooser.pick(_object_list())
     colour = thing[1] if thing else chooser.pick(train_colours(kind))
     known = {"hero": name, "friend": friend, "object": kind, "colour": colour,
@@ -551,6 +556,10 @@ def story(
 
 
 # %% [markdown]
+# Why does a friend's name begin with another letter than the hero's? Names are spelled in pieces, and the first piece is often one letter. Before this rule, ten of 200
+# stories of a trained model lost somebody, and in nine of the ten the two names began alike: after `brought the pillow to H` the model went on with the
+# name it had just said, and Hugo brought the pillow to Hugo.
+#
 # Why names that nobody has met before? **Predict** what a model does with a name that stands in ten thousand stories: it learns the name by heart, and in place of
 # "say the name again" it learns "say Mira, or else Lily". Both give the right text, and only one of them helps with the name of somebody who asks a question.
 # With known heroes only, our four-layer model told perfect stories and then answered *Konrad has a teal key. Who has the key?* with "Keork". A name met for the first
