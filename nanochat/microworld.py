@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS', 'NAME_PARTS', 'ATTRIBUTES', 'KINDS_OF',
-           'SYLLABLE', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'LETTERS', 'Item', 'CHOICES', 'ONLY_LETTER',
+           'SYLLABLE', 'LETTERS', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'Item', 'CHOICES', 'ONLY_LETTER',
            'SAY_FIRST', 'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon',
            'plural', 'third', 'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people',
            'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours',
            'train_colours', 'cast', 'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles',
-           'held_people', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'spelling_words',
-           'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'choice_prompt', 'held_numbers',
-           'conversations', 'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
+           'held_people', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'labels',
+           'spelling_words', 'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'choice_prompt',
+           'held_numbers', 'conversations', 'general_prompts', 'story_openings', 'judge_story', 'corrupt_story',
+           'core_tasks']
 
 # %% ../lessons/00b_microworld.ipynb #1df3c76b
 import re
@@ -541,6 +542,24 @@ def echo(
     said = ", ".join(words)
     return f"{a} says: {said}. {b} says it again: {said}."
 
+# %% ../lessons/00b_microworld.ipynb #7c5d7f8d
+LETTERS = ("A", "B", "C", "D")
+
+@cache
+def _to_label() -> tuple[tuple[str, ...], ...]:
+    "Lists of which four words get letters: what people have and do, kinds of things, numbers."
+    kinds = (tuple(w for w, _, _ in facts()[kind]) for kind in KINDS_OF)
+    return (*(tuple(lexicon(_LISTS[a])) for a in ATTRIBUTES), *kinds, tuple(map(str, range(2, 50))))
+
+def labels(
+    chooser: Chooser,
+) -> str:
+    "A game: four words get the letters A to D, then each comes back with its letter, in any order."
+    words = chooser.take(chooser.pick(_to_label()), 4)
+    given = [f"- {word}={letter}" for word, letter in zip(words, LETTERS)]
+    asked = [f" {words[i]}={LETTERS[i]}" for i in chooser.take(range(4), 4)]
+    return "\n".join([*given, "", *asked])
+
 # %% ../lessons/00b_microworld.ipynb #0d2d1387
 SPELLED = """animals fruits vegetables foods foods_mass plants jobs places buildings furniture
     vehicles clothes bodies materials games events abstracts things traits looks scenes glads sads
@@ -573,12 +592,12 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo,
+    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo, "labels": labels,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "dialogue": 1.0, "recipe": 1.0, "directions": 1.0,
-           "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
+           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "labels": 10.0, "dialogue": 1.0, "recipe": 1.0,
+           "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
     "One document: its text, its kind, and the bits of choice in it, the choice of kind included."
@@ -703,7 +722,6 @@ def _reading_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     while True: yield chooser.pick((_read_profile, _read_owner))(chooser, split)
 
 # %% ../lessons/00b_microworld.ipynb #f1067e04
-LETTERS = ("A", "B", "C", "D")
 Item = tuple[str, str, list[str]]     # question, right option, wrong options
 
 def _others(chooser: Chooser, values: Iterable[str], right: str, k: int = 3) -> list[str]:

@@ -480,6 +480,17 @@ def test_schema_contexts_differ_in_one_word():
             assert right in (a, b)[r["gold"]] and right not in (a, b)[1 - r["gold"]]
 
 
+def test_labels_give_each_word_its_letter_again(docs):
+    games = [d.text for d in docs if d.kind == "labels"]
+    assert len(games) > 100
+    orders = set()
+    for text in games:
+        given, asked = (dict(re.findall(r"^(?:-)? ?(.+)=([A-D])$", part, re.M)) for part in text.split("\n\n"))
+        assert given == asked and list(given.values()) == list("ABCD")
+        orders.add(tuple(asked.values()))
+    assert len(orders) == 24
+
+
 def test_echoes_say_everything_twice(docs):
     games = [d.text for d in docs if d.kind == "echo"]
     assert len(games) > 50

@@ -801,6 +801,33 @@ def echo(
 for seed in ("a", "b"): print(echo(Chooser(seed)))
 
 # %% [markdown]
+# A second game needs the same trick, with a twist: the words come back in another order, and each has a letter to be found. The end of a word is not enough to
+# find it (`baker` and `butcher` both end in the piece `er`), so the model has to compare more than the last token. Answering multiple choice needs just that.
+
+# %%
+#| export
+LETTERS = ("A", "B", "C", "D")
+
+@cache
+def _to_label() -> tuple[tuple[str, ...], ...]:
+    "Lists of which four words get letters: what people have and do, kinds of things, numbers."
+    kinds = (tuple(w for w, _, _ in facts()[kind]) for kind in KINDS_OF)
+    return (*(tuple(lexicon(_LISTS[a])) for a in ATTRIBUTES), *kinds, tuple(map(str, range(2, 50))))
+
+def labels(
+    chooser: Chooser,
+) -> str:
+    "A game: four words get the letters A to D, then each comes back with its letter, in any order."
+    words = chooser.take(chooser.pick(_to_label()), 4)
+    given = [f"- {word}={letter}" for word, letter in zip(words, LETTERS)]
+    asked = [f" {words[i]}={LETTERS[i]}" for i in chooser.take(range(4), 4)]
+    return "\n".join([*given, "", *asked])
+
+
+# %%
+print(labels(Chooser("a")))
+
+# %% [markdown]
 # Spelling needs its own care. A token is a piece of several letters, and a model does not see the letters in it. It can
 # learn them only where a word is written letter by letter. One word in eight is held out: it may stand in stories, but no document
 # spells it. The alphabet line makes sure that every letter, `q` and `x` too, is met alone.
@@ -851,12 +878,12 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo,
+    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo, "labels": labels,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "dialogue": 1.0, "recipe": 1.0, "directions": 1.0,
-           "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
+           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "labels": 10.0, "dialogue": 1.0, "recipe": 1.0,
+           "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
     "One document: its text, its kind, and the bits of choice in it, the choice of kind included."
@@ -1092,7 +1119,6 @@ for row in islice(_reading_talks(Chooser("demo"), "test"), 4): print([m["content
 
 # %%
 #| export
-LETTERS = ("A", "B", "C", "D")
 Item = tuple[str, str, list[str]]     # question, right option, wrong options
 
 def _others(chooser: Chooser, values: Iterable[str], right: str, k: int = 3) -> list[str]:
