@@ -53,7 +53,7 @@ def words_before(
     tokenizer,
     prompts: Sequence[Sequence[int]],
     mark: str,                      # where the letter begins
-    max_new_tokens: int = 16,
+    max_new_tokens: int = 32,
 ) -> list[list[int]]:               # what the model writes before the mark, greedily
     "The model's own words up to the mark, to the end of its turn, or as many as it may write."
     samples = sampler(prompts, max_new_tokens=max_new_tokens, temperature=0.0, top_k=None, seed=0)

@@ -2,15 +2,14 @@
 
 # %% auto #0
 __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS', 'NAME_PARTS', 'ATTRIBUTES', 'KINDS_OF',
-           'SYLLABLE', 'LETTERS', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'Item', 'CHOICES', 'ONLY_LETTER',
-           'SAY_FIRST', 'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon',
-           'plural', 'third', 'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people',
-           'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours',
-           'train_colours', 'cast', 'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles',
-           'held_people', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'labels',
-           'spelling_words', 'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'choice_prompt',
-           'held_numbers', 'conversations', 'general_prompts', 'story_openings', 'judge_story', 'corrupt_story',
-           'core_tasks']
+           'SYLLABLE', 'LETTERS', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'CHOICES', 'ONLY_LETTER', 'SAY_FIRST',
+           'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon', 'plural', 'third',
+           'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people', 'objects', 'word_list',
+           'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours', 'train_colours', 'cast',
+           'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles', 'held_people', 'profile',
+           'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'labels', 'spelling_words', 'spelled', 'Doc',
+           'documents', 'corpus', 'validation', 'entropy_bpb', 'Item', 'choice_prompt', 'held_numbers', 'conversations',
+           'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
 
 # %% ../lessons/00b_microworld.ipynb #1df3c76b
 import re
@@ -722,11 +721,16 @@ def _reading_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     while True: yield chooser.pick((_read_profile, _read_owner))(chooser, split)
 
 # %% ../lessons/00b_microworld.ipynb #f1067e04
-Item = tuple[str, str, list[str]]     # question, right option, wrong options
+class Item(NamedTuple):
+    "A multiple-choice question before its options are dealt."
+    question: str
+    right: str
+    wrong: list[str]
+    said: str          # the answer as a sentence that ends in `right`, without its full stop
 
 def _others(chooser: Chooser, values: Iterable[str], right: str, k: int = 3) -> list[str]:
     "k wrong values, all different."
-    return chooser.take([v for v in values if v != right], k)
+    return chooser.take(list(dict.fromkeys(v for v in values if v != right)), k)
 
 def _choice_passage(chooser: Chooser, split: str) -> Item:
     "A question that a passage in the prompt answers."
@@ -736,35 +740,39 @@ def _choice_passage(chooser: Chooser, split: str) -> Item:
     question, _ = _ask(chooser, split, name, attribute)
     right = facts[attribute]
     wrong = _others(chooser, lexicon(_LISTS[attribute]), right)
-    return f"{_told(name, facts)} {question}", right, wrong
+    said = plain_fact(name, attribute, right).removesuffix(".")
+    return Item(f"{_told(name, facts)} {question}", right, wrong, said)
 
 def _choice_person(chooser: Chooser, split: str) -> Item:
     "A question about a character of this world."
     name, attribute = chooser.pick(_asked_people(split)), chooser.pick(ATTRIBUTES)
     right = profiles()[name][attribute]
     question, _ = _ask(chooser, split, name, attribute)
-    return question, right, _others(chooser, lexicon(_LISTS[attribute]), right)
+    said = plain_fact(name, attribute, right).removesuffix(".")
+    return Item(question, right, _others(chooser, lexicon(_LISTS[attribute]), right), said)
 
-def _kind_words(kind: str, split: str) -> list[str]:
-    "The words of a kind that a split may ask about: a fifth of them only in tests."
-    return [w for w, _, _ in facts()[kind] if (crc32(w.encode()) % 5 == 0) == (split == "test")]
+def _asked_facts(kind: str, split: str) -> list[tuple[str, str, str]]:
+    "The facts of a kind that a split may ask about: a fifth of them only in tests."
+    return [row for row in facts()[kind] if (crc32(row[0].encode()) % 5 == 0) == (split == "test")]
 
 def _choice_kind(chooser: Chooser, split: str) -> Item:
-    "Which of these is a fruit? A fifth of the words are asked about in tests only."
-    kinds = chooser.take(KINDS_OF, 4)
-    right, *wrong = [chooser.pick(_kind_words(k, split)) for k in kinds]
-    return f"Which of these is {with_article(kinds[0])}?", right, wrong
+    "What is a plum? A fifth of the words are asked about in tests only."
+    right = chooser.pick(KINDS_OF)
+    _, _, sentence = chooser.pick(_asked_facts(right, split))
+    subject = sentence.split(" is a")[0]
+    return Item(f"What is {subject[0].lower()}{subject[1:]}?", right, _others(chooser, KINDS_OF, right),
+                sentence.removesuffix("."))
 
-def _choice_sum(chooser: Chooser, split: str) -> Item:
-    "A small sum; results that are multiples of 5 are asked in tests only."
-    numbers, held = range(2, 21), split == "test"
-    a, b = chooser.pick([(a, b) for a in numbers for b in numbers if ((a + b) % 5 == 0) == held])
-    near = [str(a + b + d) for d in range(-4, 10) if a + b + d > 0]
-    return f"What is {a} + {b}?", str(a + b), _others(chooser, near, str(a + b))
+def _choice_fact(chooser: Chooser, split: str) -> Item:
+    "The opposite of hot is ... A fifth of the facts are asked for in tests only."
+    kind = chooser.pick(("opposite", "young", "sound", "place", "made"))
+    _, right, sentence = chooser.pick(_asked_facts(kind, split))
+    wrong = _others(chooser, [value for _, value, _ in facts()[kind]], right)
+    return Item(sentence.removesuffix(f" {right}."), right, wrong, sentence.removesuffix("."))
 
 # %% ../lessons/00b_microworld.ipynb #56ef591a
 CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _choice_person,
-           _choice_kind, _choice_kind, _choice_sum)
+           _choice_kind, _choice_fact, _choice_fact)
 
 ONLY_LETTER = "Respond only with the letter of the correct answer."
 SAY_FIRST = "Say the correct answer, then its letter."
@@ -784,10 +792,10 @@ def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     while True:
         for gold in chooser.take(range(4), 4):
             make = chooser.pick(CHOICES)
-            question, right, options = make(chooser, split)
-            options.insert(gold, right)
-            prompt, letter = choice_prompt(question, options, wish=SAY_FIRST), LETTERS[gold]
-            yield _turn("choice", prompt, f" {right}={letter}", letter, letters=list(LETTERS),
+            item, letter = make(chooser, split), LETTERS[gold]
+            options = [*item.wrong[:gold], item.right, *item.wrong[gold:]]
+            prompt = choice_prompt(item.question, options, wish=SAY_FIRST)
+            yield _turn("choice", prompt, f"{item.said}={letter}", letter, letters=list(LETTERS),
                         mark="=", topic=make.__name__.removeprefix("_choice_"))
 
 # %% ../lessons/00b_microworld.ipynb #ead759ef
