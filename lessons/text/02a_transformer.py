@@ -264,6 +264,9 @@ try: _whole(depth=2, vocab_size=0)
 except UserError as e: print(e)
 
 
+# %% [markdown]
+# The record itself. `max_len` is how far the rotary tables go, ten times the context of training.
+
 # %%
 #| export
 @dataclass
