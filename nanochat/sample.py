@@ -14,7 +14,7 @@ from torch import Tensor
 from .gpt import GPT
 from .workshop import UserError
 
-# %% ../lessons/02c_sampling.ipynb #8e96c4d4
+# %% ../lessons/02c_sampling.ipynb #50d706c4
 def pick(
     logits: Tensor,             # (B, V)
     u: Tensor,                  # (B,) numbers in [0, 1), one draw for each row
@@ -23,13 +23,16 @@ def pick(
 ) -> Tensor:                    # (B,) tokens
     """One token per row from one uniform number per row: the inverse of cumulative probabilities.
 
-    Raises `UserError` for a negative temperature or top-k."""
-    if temperature < 0 or (top_k or 0) < 0:
+    Raises `UserError` for a negative temperature or top-k, and where a logit is not a number."""
+    if not temperature >= 0 or (top_k or 0) < 0:
         raise UserError(f"temperature {temperature} and top-k {top_k} must not be negative")
-    if temperature == 0: return logits.argmax(dim=-1)
     values, tokens = logits.float(), None
-    if top_k: values, tokens = values.topk(min(top_k, logits.shape[-1]))
     peak = values.amax(dim=-1, keepdim=True)
+    if peak.isnan().any():
+        raise UserError("a logit is not a number: the weights are damaged; "
+                        "load an earlier checkpoint")
+    if temperature == 0: return logits.argmax(dim=-1)
+    if top_k: values, tokens = values.topk(min(top_k, logits.shape[-1]))
     sums = ((values - peak) / temperature).exp().cumsum(dim=-1)     # (B, k), not normalised
     u = u.to(sums).clamp(max=1 - 2**-24)                            # below 1 in fp32 too
     slot = torch.searchsorted(sums, u[:, None] * sums[:, -1:], right=True)  # (B, 1)

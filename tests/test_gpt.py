@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat.attention import attend_sdpa
 from nanochat.gpt import GPT, GPTConfig, config_for, next_token_loss, softcap
@@ -57,7 +59,9 @@ def test_every_depth_makes_a_model(depth):
 
 @pytest.mark.parametrize("change", [
     dict(depth=0), dict(depth=-2), dict(depth=2.5), dict(vocab_size=0), dict(seq_len=-1), dict(head_dim=0), dict(head_dim=7),
-    dict(kv_heads=0), dict(kv_heads=2, depth=3, head_dim=64), dict(window=(0,)), dict(seq_len=None)])
+    dict(kv_heads=0), dict(kv_heads=2, depth=3, head_dim=64), dict(kv_heads=-1), dict(window=(0,)), dict(window=()),
+    dict(window="SL"), dict(window=(1.5,)), dict(seq_len=None), dict(depth="4"), dict(depth=True), dict(vocab_size=512.0),
+    dict(head_dim=-64), dict(seq_len="2048")])
 def test_impossible_sizes_are_refused_in_one_line(change):
     with pytest.raises(UserError) as error: config_for(**(dict(depth=2, vocab_size=64, seq_len=16) | change))
     assert "\n" not in str(error.value) and len(str(error.value)) > 20
@@ -65,6 +69,13 @@ def test_impossible_sizes_are_refused_in_one_line(change):
 
 def test_a_head_count_that_does_not_divide_the_width_is_refused():
     with pytest.raises(UserError, match="do not fit"): GPTConfig(64, 16, 2, 3, 3, 128)
+
+
+def test_a_refusal_names_the_way_out():
+    with pytest.raises(UserError, match=r"2 key/value heads .* 3 heads: choose one of \[1, 3\]"): config_for(3, 64, 16, 64, 2)
+    with pytest.raises(UserError, match="depth = 0; it must be a whole number of at least 1"): config_for(0, 64, 16)
+    with pytest.raises(UserError, match="vocab_size = -5"): config_for(2, -5, 16)
+    with pytest.raises(UserError, match="must hold 2 entries"): GPTConfig(64, 16, 2, 1, 1, 64, window=(3,))
 
 
 def test_config_survives_json():
@@ -202,3 +213,105 @@ def test_next_token_loss_gradient_is_probability_minus_target():
     expected = logits.detach().softmax(-1) - F.one_hot(targets.clamp(min=0), 9)
     expected[0, 1] = 0
     torch.testing.assert_close(logits.grad, expected / 3)
+
+
+# -- counts against counters -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(depth=1, head_dim=64)])
+def test_flops_equal_those_that_torch_counts(kwargs):
+    model, idx = lively(**kwargs), tokens()
+    with FlopCounterMode(display=False) as counter: model(idx, idx).backward()
+    assert counter.get_total_flops() == idx.numel() * model.flops_per_token()
+
+
+def test_flops_do_not_depend_on_the_class_of_a_layer():
+    "A count by class lost every layer that 8-bit arithmetic had swapped for another class."
+    class Swapped(nn.Module):
+        def __init__(self, old):
+            super().__init__()
+            self.weight = old.weight
+        def forward(self, x): return F.linear(x, self.weight)
+    model = lively()
+    before = model.flops_per_token(), model.num_params(), model.memory(4)
+    for block in model.blocks: block.mlp.c_fc, block.attn.c_q = Swapped(block.mlp.c_fc), Swapped(block.attn.c_q)
+    assert (model.flops_per_token(), model.num_params(), model.memory(4)) == before
+
+
+def kept_for_backward(model, rows):
+    "Bytes of the tensors that autograd keeps of one forward pass, weights and tables apart."
+    own, kept = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}, {}
+    def keep(t):
+        if t.untyped_storage().data_ptr() not in own: kept[t.untyped_storage().data_ptr()] = (t.untyped_storage().nbytes(), t)
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = model(rows, rows)
+    return sum(n for n, _ in kept.values()), loss
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(seq_len=64), dict(vocab_size=999), dict(depth=1, head_dim=64)])
+def test_memory_equals_what_is_kept(kwargs):
+    model = lively(**dict(seq_len=128) | kwargs)
+    T = model.config.seq_len
+    real, loss = kept_for_backward(model, tokens(B=4, T=T, V=61))
+    formula = model.memory(rows=4)
+    assert formula["activations"] == pytest.approx(real, rel=0.03)
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss.backward()
+    optimizer.step()
+    assert formula["weights"] == formula["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    assert formula["optimizer"] == sum(t.nbytes for s in optimizer.state.values() for t in s.values() if t.dim())
+    assert formula["total"] == sum(formula[k] for k in ("weights", "gradients", "optimizer", "activations"))
+
+
+def test_memory_in_bf16_and_with_fused_attention_is_near():
+    model = lively(seq_len=128)
+    model.compute_dtype = torch.bfloat16
+    assert model.memory(4)["activations"] == pytest.approx(kept_for_backward(model, tokens(B=4, T=128))[0], rel=0.25)
+    with torch.device("meta"): paper = GPT(model.config)           # elsewhere than on a CPU the fused form runs
+    model.compute_dtype = torch.float32
+    for block in model.blocks: block.attn.attend = attend_sdpa
+    assert paper.memory(4)["activations"] == pytest.approx(kept_for_backward(model, tokens(B=4, T=128))[0], rel=0.03)
+
+
+def test_memory_with_one_moment_for_matrices():
+    model, kept = lively(), {"embedding": 2, "matrices": 1, "head": 2}
+    n = model.num_params()
+    assert model.memory(1, kept)["optimizer"] == 8 * n["total"] - 4 * n["matrices"] == model.memory(1)["optimizer"] - 4 * n["matrices"]
+
+
+# -- traps -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("cast", [lambda m: m.bfloat16(), lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double().bfloat16()])
+def test_casting_the_whole_model_leaves_the_rotary_tables_alone(cast):
+    model, exact = lively(), lively()
+    cast(model)
+    assert torch.equal(model.cos, exact.cos) and torch.equal(model.sin, exact.sin) and model.wte.weight.dtype != torch.float32
+    assert (model(tokens()) - exact(tokens())).abs().max() < 0.1 * exact(tokens()).abs().max()
+
+
+def test_after_three_steps_every_weight_has_moved():
+    "Zeros wake from the top: head, then what writes, then all. A weight between two zeros would sleep for ever."
+    model = GPT(config_for(3, 61, 16, head_dim=48))
+    first = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer, moved = torch.optim.SGD(model.parameters(), lr=1.0), []
+    for step in range(3):
+        optimizer.zero_grad(), model(tokens(), tokens(seed=1)).backward(), optimizer.step()
+        moved.append({n for n, p in model.named_parameters() if not torch.equal(p, first[n])})
+    writers = {n for n in first if n.endswith("c_proj.weight")}
+    assert moved[0] == {"lm_head.weight"} and writers <= moved[1] and moved[2] == set(first)
+
+
+def test_head_and_embedding_are_apart():
+    model = lively()
+    assert model.lm_head.weight is not model.wte.weight and model.num_params()["head"] == model.num_params()["embedding"]
+
+
+def test_tokens_need_not_be_contiguous():
+    model, wide = lively(), tokens(T=32)
+    for idx in (wide[:, ::2], wide[:, 1:17], tokens(B=16, T=3).T):
+        assert not idx.is_contiguous()
+        torch.testing.assert_close(model(idx, idx), model(idx.contiguous(), idx.contiguous()))
+
+
+def test_the_longest_text_is_the_length_of_the_tables():
+    model = lively(seq_len=4)
+    assert len(model.cos) == len(model.sin) == model.config.max_len == 40

@@ -61,7 +61,7 @@ def test_bf16_logits_and_generators():
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("temperature, top_k", [(-1, None), (1, -2)])
+@pytest.mark.parametrize("temperature, top_k", [(-1, None), (1, -2), (math.nan, None)])
 def test_negative_knobs_are_refused(temperature, top_k):
     with pytest.raises(UserError, match="negative"): pick_next(torch.zeros(1, 4), temperature, top_k)
 
@@ -152,3 +152,61 @@ def test_prompts_are_not_changed(model):
     prompts = [[1, 2], [3]]
     make_sampler(model, [])(prompts, max_new_tokens=3)
     assert prompts == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("temperature, top_k", [(0, None), (1.0, None), (1.0, 3), (0.7, 0)])
+def test_logits_that_are_not_numbers_are_named(temperature, top_k):
+    "A damaged model gave an index outside the vocabulary, or quietly the first token."
+    logits = torch.zeros(3, 9)
+    logits[1, 4] = math.nan
+    with pytest.raises(UserError, match="not a number"): pick_next(logits, temperature, top_k)
+
+
+def test_draws_equal_those_of_gumbel_and_of_multinomial():
+    "Two methods that share nothing with ours; 100,000 draws, five standard errors."
+    n, g = 100_000, torch.Generator().manual_seed(0)
+    logits = torch.randn(8, generator=g) * 2
+    ours = pick(logits.expand(n, 8), torch.rand(n, generator=g), 0.8)
+    gumbel = -(-torch.rand(n, 8, generator=g).clamp(min=1e-30).log()).log()
+    others = (logits / 0.8 + gumbel).argmax(-1), torch.multinomial((logits / 0.8).softmax(-1), n, replacement=True, generator=g)
+    for theirs in others:
+        assert (ours.bincount(minlength=8) - theirs.bincount(minlength=8)).abs().max() < 5 * (0.5 * n) ** 0.5
+
+
+def test_temperature_is_a_power_of_the_ratios_and_top_k_keeps_them():
+    logits = torch.tensor([2.0, 1.0, 0.5, -3.0])
+    def share(**how): return pick(logits.expand(200_000, 4), darts(200_000), **how).bincount(minlength=4) / 200_000
+    p, half, kept = share(), share(temperature=0.5), share(top_k=2)
+    assert (half[0] / half[1]).item() == pytest.approx((p[0] / p[1]).item() ** 2, rel=1e-3)
+    assert (kept[0] / kept[1]).item() == pytest.approx((p[0] / p[1]).item(), rel=1e-3) and not kept[2:].any()
+
+
+def test_rows_that_have_ended_cost_nothing(model):
+    "Each forward pass holds live rows only: finished rows once kept computing to the end."
+    seen = []
+    hook = model.wte.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    free = make_sampler(model, [])([[1], [2], [3]], max_new_tokens=12, seed=5)
+    stop = free[0].tokens[2]
+    seen.clear()
+    got = make_sampler(model, [stop])([[1], [2], [3]], max_new_tokens=12, seed=5)
+    hook.remove()
+    assert seen == [sum(len(s.tokens) > i for s in got) for i in range(max(len(s.tokens) for s in got))]
+    assert seen[-1] < 3 and sum(seen) < 36
+
+
+def test_the_naive_sampler_reads_the_text_again_for_every_token(model):
+    seen = []
+    hook = model.wte.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    make_sampler(model, [])([[1] * 7], max_new_tokens=9)
+    hook.remove()
+    assert sum(seen) == 9 * 7 + 9 * 8 // 2
+
+
+def test_a_short_row_is_continued_from_its_own_last_token(model):
+    "Read at the last column, a short row would continue the filling."
+    sampler = make_sampler(model, [])
+    together = sampler([[7, 8, 9], [1] * 20], max_new_tokens=6, temperature=0)
+    assert together[0] == sampler([[7, 8, 9]], max_new_tokens=6, temperature=0)[0]
+    padded = pad_right([[7, 8, 9], [1] * 20])
+    with torch.no_grad(): last_column = model(padded)[0, -1]
+    assert (last_column - model(torch.tensor([[7, 8, 9]]))[0, -1]).abs().max() > 0.1
