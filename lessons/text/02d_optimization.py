@@ -561,6 +561,15 @@ best = {B: min(rates, key=lambda lr: ends_at(lr, B)) for B in (4, 16, 64)}
 for B, lr in best.items(): print(f"batch {B:3d}: best rate {lr:.3f}, {lr / best[4]:.1f} times that of batch 4; the root says {(B / 4) ** 0.5:.0f}")
 assert best[4] < best[16] < best[64] and 1.9 < best[64] / best[4] < 8
 
+# %%
+fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+for B, style in zip(best, ("-", "--", ":")): ax.plot(rates, [ends_at(lr, B) for lr in rates], "o" + style, markersize=3, label=f"batch {B}")
+ax.set(xscale="log", yscale="log", xlabel="rate", ylabel="mean square distance at the end")
+ax.legend(frameon=False, fontsize=8)
+figure(fig, caption="Where runs over the same 4,096 samples end, by rate and batch.",
+       alt="Three valleys on logarithmic axes. The one of batch 4 has its bottom furthest left, that of batch 64 furthest right; "
+           "left of its bottom each curve rises steeply, the larger the batch the sooner.")
+
 # %% [markdown]
 # So the root is right where its assumptions hold: noise dominates, and the *same samples* are seen. nanochat uses it upwards, for batches above 524,288 tokens. Now extend it downwards to a laptop's 4,096 tokens. It divides every rate by 11.3.
 # But a laptop run does not see the same samples: it sees a hundredth or a thousandth of them, in about as *many steps*. At equal steps the way to go is the same, and a rate eleven times smaller does not get there.
