@@ -6,6 +6,7 @@
 A case is a depth and a number of tokens per update. The rates are those of `make_optimizer(model, batch_tokens=...)`, all
 multiplied by one number: five powers of 1.5 around 1 (three at depth 6). Where the best is at an edge, the row grows. The best
 and the rule itself (multiplier 1) are then run with three seeds; the bar is that the rule ends within 3% of the best.
+`--scale 0.1` gives every run a tenth of its tokens: a short version for trying the script, which is no measurement of the bar.
 `--timid` adds one run at published nanochat's rule, the square root of the batch over 524,288 tokens.
 Every finished run goes into the JSON file at once; start again to go on.
 """
@@ -37,7 +38,7 @@ def best_of(results: Results, case: str, trial, powers: list[int], grow: bool) -
 
 def measure(a, w: dict, results: Results, depth: int, batch: int) -> dict:
     "One case: the sweep, then the rule and the winner on more seeds."
-    case, steps = f"d{depth}-{batch}", round(TOKENS[batch] / batch)
+    case, steps = f"d{depth}-{batch}", max(1, round(a.scale * TOKENS[batch] / batch))
     settings = argparse.Namespace(**vars(a) | {"depth": depth, "rows": MICRO})
     def trial(multiplier, seed):
         make = partial(make_optimizer, lr_scale=multiplier, batch_tokens=batch, ns_dtype=a.dtype)
@@ -58,17 +59,19 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--part", help="one case, such as d2-4096")
     p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--scale", type=float, default=1.0, help="share of the tokens of each run; below 1 nothing is proved")
+    p.add_argument("--megabytes", type=float, default=12.0, help="text of the world")
     p.add_argument("--timid", action="store_true")
     p.add_argument("--out", type=Path, default=HERE / "results" / "lr_rule.json")
     a = p.parse_args()
-    a.seq_len, a.vocab_size, a.megabytes, a.val_kilobytes = 256, 1024, 12.0, 300
+    a.seq_len, a.vocab_size, a.val_kilobytes = 256, 1024, 25 * a.megabytes
     cases = [(d, b) for b in TOKENS for d in (2, 4, 6)]
     chosen = [(d, b) for d, b in cases if a.part in (None, f"d{d}-{b}")]
     if not chosen: p.error(f"there is no case {a.part!r}: " + ", ".join(f"d{d}-{b}" for d, b in cases))
     workshop.keep_memory()
     a.dtype = workshop.pick_dtype(torch.device("cpu"))
     results = Results(a.out, {"command": "python benchmarks/lr_rule.py " + " ".join(sys.argv[1:]),
-                              "settings": {"seq_len": 256, "vocab_size": 1024, "megabytes": 12.0, "micro_batch": MICRO,
+                              "settings": {"seq_len": 256, "vocab_size": 1024, "megabytes": a.megabytes, "micro_batch": MICRO, "scale": a.scale,
                                            "tokens": {str(k): v for k, v in TOKENS.items()}},
                               "machine": workshop.machine(), "dtype": str(a.dtype)})
     w = world(a)

@@ -84,8 +84,7 @@ class Results:
     def __init__(self, path: Path, head: dict):
         self.path = path
         self.data = json.loads(path.read_text()) if path.exists() else head | {"runs": {}}
-        for key in ("settings",):
-            if self.data[key] != head[key]: sys.exit(f"{path} belongs to other settings; give --out another name")
+        if self.data["settings"] != head["settings"]: sys.exit(f"{path} belongs to other settings; give --out another name")
 
     def get(self, name: str, make) -> dict:
         "The stored result of that name, or that of `make()`, stored now."
@@ -152,7 +151,7 @@ def main(argv=None) -> None:
     w = world(a)
     results.data["entropy_bpb"] = w["entropy_bpb"]
     times = results.get("time", lambda: step_times(a, w))
-    steps = {name: a.adamw_steps or round(SECONDS["AdamW"] / times["AdamW"]) for name in ("AdamW",)}
+    steps = {"AdamW": a.adamw_steps or round(SECONDS["AdamW"] / times["AdamW"])}
     steps["Muon"] = round(steps["AdamW"] * times["AdamW"] * SECONDS["Muon"] / SECONDS["AdamW"] / times["Muon"])
     if a.part == "time": return print(json.dumps(times))
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)

@@ -78,7 +78,7 @@ WRONG = {
          "    D = (1 - mu) * G + mu * M\n"
          "    M.mul_(mu).add_((1 - mu) * G)\n"
          "    W.sub_(lr * max(1, W.shape[0] / W.shape[1]) ** 0.5 * fair_step(D)[0])",
-         "the new momentum, not the old"),
+         "into the new momentum"),
         # undamped momentum
         ("def muon_step(W, G, M, lr, mu):\n"
          "    M.mul_(mu).add_(G)\n"
