@@ -104,8 +104,6 @@ class MuonAdamW(torch.optim.Optimizer):
     ):
         super().__init__(groups, {})
         check_groups(self.param_groups)
-        check_groups(self.param_groups)
-        check_groups(self.param_groups)
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
 
     def step(self, allowed: Tensor | None = None) -> None:
@@ -122,12 +120,6 @@ class Muon(MuonAdamW):
         weight_decay: float = 0.0,      # pull towards zero, times lr
         ns_dtype: torch.dtype = torch.float32,  # of the Newton-Schulz products
     ):
-        params = list(params)
-        for p in params:
-            if p.ndim != 2: raise UserError(f"Muon needs matrices, not a tensor of shape {tuple(p.shape)}")
-        params = list(params)
-        for p in params:
-            if p.ndim != 2: raise UserError(f"Muon needs matrices, not a tensor of shape {tuple(p.shape)}")
         params = list(params)
         for p in params:
             if p.ndim != 2: raise UserError(f"Muon needs matrices, not a tensor of shape {tuple(p.shape)}")
