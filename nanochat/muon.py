@@ -8,7 +8,8 @@ __all__ = ['NS_COEFFICIENTS', 'MUON', 'ADAMW', 'UPDATES', 'newton_schulz', 'muon
 import torch
 from torch import Tensor
 
-from .optim import adamw_update, batch_scale, width_scale, with_gradient
+from .optim import adamw_update, batch_scale, check_groups, width_scale, with_gradient
+from .workshop import UserError
 
 # %% ../lessons/04_muon.ipynb #5ca20a5a
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # of s, s^3, s^5 (Jordan et al. 2024): steep at 0
@@ -102,6 +103,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: list[dict],  # each with "params", "lr", "kind" and the settings of that kind
     ):
         super().__init__(groups, {})
+        check_groups(self.param_groups)
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
 
     def step(self, allowed: Tensor | None = None) -> None:
@@ -110,7 +112,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 class Muon(MuonAdamW):
-    "Muon alone, for a list of matrices (Jordan et al. 2024)."
+    "Muon alone, for a list of matrices (Jordan et al. 2024). `UserError` for other shapes and bad rates."
 
     def __init__(self,
         params,                         # matrices, each (rows, cols)
@@ -118,8 +120,11 @@ class Muon(MuonAdamW):
         weight_decay: float = 0.0,      # pull towards zero, times lr
         ns_dtype: torch.dtype = torch.float32,  # of the Newton-Schulz products
     ):
+        params = list(params)
+        for p in params:
+            if p.ndim != 2: raise UserError(f"Muon needs matrices, not a tensor of shape {tuple(p.shape)}")
         settings = {"lr": lr, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
-        super().__init__([MUON | settings | {"params": list(params)}])
+        super().__init__([MUON | settings | {"params": params}])
 
 # %% ../lessons/04_muon.ipynb #da03f039
 def make_optimizer(
@@ -133,7 +138,9 @@ def make_optimizer(
     weight_decay: float = 0.0,     # of the matrices
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
-    "The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates."
+    """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
+
+    `UserError` for rates of zero or less."""
     parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens)
     wide = scale * width_scale(model.config.n_embd)
     muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}

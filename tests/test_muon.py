@@ -7,8 +7,10 @@ import torch
 
 from nanochat.checkpoint import load_checkpoint, save_checkpoint
 from nanochat.gpt import GPT, config_for
+from nanochat import muon
 from nanochat.muon import Muon, make_adamw, make_optimizer, newton_schulz
-from nanochat.optim import AdamW, width_scale
+from nanochat.optim import AdamW, adamw_update, width_scale
+from nanochat.workshop import UserError
 
 
 def tiny(seed=0): return GPT(config_for(2, 64, 16, head_dim=64), seed)
@@ -71,7 +73,7 @@ def test_muon_equals_a_slow_reference_over_shapes():
 
 def test_momentum_stops_rising_at_its_end():
     p = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer = Muon([p], lr=0.0)
+    optimizer = Muon([p], lr=1e-9)
     p.grad = torch.ones(2, 2)
     optimizer.step()
     optimizer.state[p]["step"].fill_(1000)
@@ -140,3 +142,95 @@ def test_the_adamw_part_equals_adamw_alone():
         with torch.no_grad():                          # only embedding and head are compared
             for p, q in zip(a.blocks.parameters(), b.blocks.parameters()): q.copy_(p)
     assert torch.equal(a.wte.weight, b.wte.weight) and torch.equal(a.lm_head.weight, b.lm_head.weight)
+
+
+def test_a_step_does_not_depend_on_what_is_stacked_with_it():
+    "One norm for a whole stack (a tempting `X.norm()`) would make it so."
+    g = torch.Generator().manual_seed(0)
+    grads = [torch.randn(6, 6, generator=g) * 10.0**k for k in (0, 3, -3)]
+    def moved(chosen):
+        params = [torch.nn.Parameter(torch.zeros(6, 6)) for _ in chosen]
+        for p, i in zip(params, chosen): p.grad = grads[i].clone()
+        Muon(params, lr=0.1).step()
+        return params[0]
+    torch.testing.assert_close(moved([0]), moved([0, 1, 2]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (10, 40)])
+def test_products_are_made_on_the_smaller_side(shape, monkeypatch):
+    made, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: made.append(bmm(a, b).shape[-1]) or bmm(a, b))
+    newton_schulz(torch.randn(2, *shape))
+    assert made == [10] * 5
+
+
+def test_equal_shapes_and_their_transposes_go_through_one_call(monkeypatch):
+    stacks, real = [], muon.newton_schulz
+    monkeypatch.setattr(muon, "newton_schulz", lambda X, steps: stacks.append(tuple(X.shape)) or real(X, steps))
+    params = [torch.nn.Parameter(torch.randn(*s)) for s in ((8, 8), (8, 32), (32, 8), (8, 8))]
+    for p in params: p.grad = torch.randn_like(p)
+    Muon(params).step()
+    assert sorted(stacks) == [(2, 8, 8), (2, 8, 32)]
+
+
+def test_tall_matrices_take_longer_steps():
+    "sqrt(rows / cols) for tall ones only: 2 for the first map of an MLP."
+    sizes = {}
+    for rows, cols in ((64, 16), (16, 64), (16, 16)):
+        p = torch.nn.Parameter(torch.zeros(rows, cols))
+        p.grad = torch.linalg.qr(torch.randn(max(rows, cols), min(rows, cols)))[0].reshape(rows, cols) if rows >= cols \
+            else torch.linalg.qr(torch.randn(cols, rows))[0].T.contiguous()
+        Muon([p], lr=0.1).step()
+        sizes[rows, cols] = torch.linalg.svdvals(p.data).mean().item()
+    assert sizes[64, 16] == pytest.approx(2 * sizes[16, 16], rel=1e-3) and sizes[16, 64] == pytest.approx(sizes[16, 16], rel=1e-3)
+
+
+def test_gradients_that_are_not_contiguous_give_the_same_step():
+    "Transposed or sliced gradients once broke a compiled kernel elsewhere (issue 569)."
+    g = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    a, b = torch.nn.Parameter(torch.zeros(8, 12)), torch.nn.Parameter(torch.zeros(8, 12))
+    a.grad, b.grad = g.T, g.T.contiguous()
+    for p in (a, b): Muon([p], lr=0.1).step()
+    torch.testing.assert_close(a, b)
+
+
+def test_bf16_parameters_keep_fp32_momentum():
+    p, q = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16)), torch.nn.Parameter(torch.zeros(8, 8))
+    g, optimizers = torch.Generator().manual_seed(0), [Muon([x], lr=0.1) for x in (p, q)]
+    for _ in range(20):
+        p.grad = torch.randn(8, 8, generator=g).bfloat16()
+        q.grad = p.grad.float()
+        for optimizer in optimizers: optimizer.step()
+    a, b = (o.state[x]["momentum"] for o, x in zip(optimizers, (p, q)))
+    assert a.dtype == torch.float32 and torch.equal(a, b)
+    assert (p.float() - q).abs().max() < 0.05
+
+
+def test_there_is_one_adamw_only():
+    "Two copies of an optimizer drift apart (a9d0a86 there)."
+    assert muon.UPDATES["adamw"] is adamw_update
+
+
+@pytest.mark.parametrize("make", [make_optimizer, make_adamw])
+@pytest.mark.parametrize("rate", ["matrix_lr", "embedding_lr", "head_lr", "lr_scale"])
+@pytest.mark.parametrize("value", [0.0, -0.02, float("nan")])
+def test_rates_that_cannot_learn_are_refused(make, rate, value):
+    with pytest.raises(UserError, match="learning rate .*above zero") as caught: make(tiny(), **{rate: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes_are_refused():
+    p = torch.nn.Parameter(torch.zeros(4, 4))
+    for make in (lambda: Muon([p], lr=-1.0), lambda: Muon([p], weight_decay=-0.1), lambda: Muon([p], lr=0.5, weight_decay=3.0),
+                 lambda: make_optimizer(tiny(), batch_tokens=0), lambda: make_optimizer(tiny(), weight_decay=-1.0)):
+        with pytest.raises(UserError): make()
+    for shape in ((3,), (2, 3, 4)):
+        with pytest.raises(UserError, match="matrices"): Muon([torch.nn.Parameter(torch.zeros(*shape))])
+
+
+def test_published_overhead_at_depth_20():
+    "What the lesson says about 8 GPUs, counted from the matrices of the model."
+    with torch.device("meta"): model = GPT(config_for(20, 65_536, 2048))
+    sides = [sorted(p.shape) for p in model.parts()["matrices"]]
+    flops = sum(5 * (4 * n * n * m + 2 * n**3) for n, m in sides)
+    assert flops == 20 * 5 * 60 * 1280**3 and flops / (model.flops_per_token() * 2**19) < 0.01

@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.optim import AdamW, batch_scale, clip_by_global_norm, schedule, width_scale
+from nanochat.optim import AdamW, batch_scale, check_groups, clip_by_global_norm, schedule, width_scale
+from nanochat.train import train
+from nanochat.workshop import UserError
 
 
 def net(seed=0):
@@ -122,3 +124,72 @@ def test_clipping_nothing_is_an_error():
 def test_rules():
     assert width_scale(1280) == pytest.approx(0.774597, abs=1e-6) and width_scale(2048) == pytest.approx(0.6124, abs=1e-4)
     assert batch_scale(1) == batch_scale(524_288) == 1 and batch_scale(2**21) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
+def test_a_learning_rate_that_cannot_learn_is_refused(lr):
+    with pytest.raises(UserError, match="learning rate .* group 0: it must be above zero"): AdamW(net().parameters(), lr=lr)
+    with pytest.raises(UserError, match="group 1"):
+        AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": r} for r in (0.1, lr)])
+
+
+@pytest.mark.parametrize("decay", [-0.1, 10.0, float("nan")])
+def test_a_decay_that_grows_or_flips_weights_is_refused(decay):
+    with pytest.raises(UserError, match="weight decay"): check_groups([{"lr": 0.1, "weight_decay": decay}])
+
+
+@pytest.mark.parametrize("call", [
+    lambda: schedule(0, 10, warmup=0.6, warmdown=0.5), lambda: schedule(0, 10, warmdown=-0.1), lambda: schedule(0, 10, final=2.0),
+    lambda: width_scale(0), lambda: batch_scale(0), lambda: batch_scale(-4096),
+    lambda: clip_by_global_norm(net().parameters(), 0.0), lambda: clip_by_global_norm(net().parameters(), float("nan"))])
+def test_other_settings_that_cannot_work_are_refused(call):
+    with pytest.raises(UserError) as caught: call()
+    assert "\n" not in str(caught.value)
+
+
+def test_bf16_parameters_keep_their_state_in_fp32():
+    "1 - beta2 has no digits left in bf16 (issue 741 there): small squares would vanish from the average."
+    half = torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    full = torch.nn.Parameter(torch.ones(64))
+    g = torch.Generator().manual_seed(0)
+    a, b = (AdamW([p], lr=0.05, betas=(0.9, 0.999)) for p in (half, full))
+    for _ in range(50):
+        grad = (torch.randn(64, generator=g)).bfloat16()
+        half.grad, full.grad = grad.clone(), grad.float()
+        a.step(); b.step()
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert a.state[half][key].dtype == torch.float32
+        torch.testing.assert_close(a.state[half][key], b.state[full][key])
+    assert (half.float() - full).abs().max() < 0.1
+
+
+def test_all_tensors_are_clipped_as_one_vector():
+    "Clipped tensor by tensor, (3, 4) and (0.3, 0.4) would both end at length 1 and 0.5: the direction would turn."
+    long, short = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    long.grad, short.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_by_global_norm([long, short], 1.0)
+    assert torch.allclose(long.grad, 10 * short.grad) and torch.cat([long.grad, short.grad]).norm() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_loop_clips_the_averaged_gradient_and_not_each_part():
+    "Published nanochat clipped on each rank before averaging (061f83c)."
+    class Dot(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(2))
+        def forward(self, x, y): return (self.w * x.float()).sum()
+
+    other = torch.tensor([8.0, 0.0])                       # what the other rank found
+    def average(tensors):
+        for t in tensors:
+            if t.shape == other.shape: t.copy_((t + other) / 2)
+    seen = []
+    class Sgd(torch.optim.SGD):
+        def step(self, allowed): seen.append(self.param_groups[0]["params"][0].grad.clone())
+    model = Dot()
+    optimizer = Sgd(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    batch = (torch.tensor([[0, 6]]), torch.tensor([[0, 0]]))
+    record = next(train(model, optimizer, iter([batch]), steps=1, schedule=lambda t: 1.0, reduce=average))
+    assert record.grad_norm == pytest.approx(5)            # (8, 6) / 2, not (1, 0) and (0, 1) averaged
+    assert torch.allclose(seen[0], torch.tensor([0.8, 0.6]), atol=1e-5)

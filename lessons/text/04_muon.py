@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 04. Muon: give every direction its turn
 #
-# **Promise.** You will build the optimizer that trains the matrices of nanochat, derive the five-step iteration at its heart, and
-# race it against AdamW.
+# **Promise.** You will build the optimizer that trains the matrices of nanochat, derive the iteration at its heart, race it against AdamW, and decide by measurement which of its later refinements you keep.
 #
 # After this lesson you can
 #
-# * say what is wrong with the shape of a gradient matrix, and what the best replacement is;
-# * derive Newton-Schulz: a polynomial that moves singular values and never computes them;
-# * write Muon: momentum, Nesterov, orthogonalise, scale by shape, many matrices at once;
-# * predict what it costs on a laptop and on eight GPUs.
+# * say what is wrong with the shape of a gradient matrix, and derive the best replacement (exercise 1);
+# * derive Newton-Schulz, a polynomial that moves singular values and never computes them, and design your own (exercises 2 and 3);
+# * write Muon: momentum, Nesterov, orthogonalise, scale by shape, many matrices at once (exercise 4);
+# * predict what it costs on a laptop and on eight GPUs (exercise 5);
+# * test a refinement fairly, and drop it when it does not pay (exercise 6).
 #
-# You need lessons 02d and 03. Reading: 30 minutes. Doing: 40 minutes. Computing: under a minute.
+# You need lessons 02d and 03, and to know what a singular value decomposition (SVD) is; the first section recalls it. Reading and running: 90 minutes. Exercises: 75 minutes. Computing: about two minutes.
 
 # %%
 #| default_exp muon
@@ -21,13 +21,15 @@
 import torch
 from torch import Tensor
 
-from nanochat.optim import adamw_update, batch_scale, width_scale, with_gradient
+from nanochat.optim import adamw_update, batch_scale, check_groups, width_scale, with_gradient
+from nanochat.workshop import UserError
 
 # %% [markdown]
 # ## A gradient that says one thing
 #
-# Take a small model, let it learn a little, and look at the gradient of one of its matrices as a *matrix*. Any matrix is a sum of
-# directions, each with a strength: its singular values. How are the strengths distributed?
+# Any matrix can be written as a sum of **directions**, $M = \sum_i s_i\, u_i v_i^\top$: read along $v_i$, write along $u_i$, with strength $s_i \ge 0$, the **singular value**. The $u_i$ are at right angles to each other, and so are the $v_i$. A 128 by 512 matrix has 128 of them.
+#
+# Train a small model for a moment, and look at what an optimizer with momentum would step along: an average of gradients. **Predict:** how many of the 128 directions hold nine tenths of its squared length?
 
 # %%
 from itertools import islice
@@ -37,72 +39,161 @@ from nanochat.microworld import documents
 from nanochat.optim import AdamW
 from nanochat.workshop import by_tier
 
-T, ROWS = 64, 16
+T, ROWS = 64, 8
 text = "".join(doc.text + "\n" for doc in islice(documents(0), 3000)).encode()
 DATA = torch.tensor(list(text))                            # the bytes of the little world: 256 tokens, no tokenizer needed
+cut = len(DATA) * 9 // 10                                  # the last tenth is for measuring
 
-def rows(seed: int, n: int = ROWS):
-    "Endless batches of n rows of T bytes, and the bytes that follow."
+def rows(seed: int, lo: int = 0, hi: int = cut):
+    "Endless batches of rows of T bytes, and the bytes that follow."
     g = torch.Generator().manual_seed(seed)
     while True:
-        at = torch.randint(len(DATA) - T - 1, (n, 1), generator=g) + torch.arange(T)
-        yield DATA[at], DATA[at + 1]                       # (n, T) each
+        at = lo + torch.randint(hi - lo - T - 1, (ROWS, 1), generator=g) + torch.arange(T)
+        yield DATA[at], DATA[at + 1]                       # (ROWS, T) each
 
 def small(seed: int = 0) -> GPT: return GPT(config_for(2, 256, T, head_dim=64), seed)
 
-model, batches = small(), rows(0)
+model, average = small(), {}
 optimizer = AdamW(model.parameters(), lr=0.003)
-for x, y in islice(batches, 15):
+for x, y in islice(rows(0), 20):
     optimizer.zero_grad()
     model(x, y).backward()
     optimizer.step()
-G = model.blocks[0].mlp.c_fc.weight.grad                   # (512, 128)
-strengths = torch.linalg.svdvals(G)
-share = strengths.square().cumsum(0) / strengths.square().sum()
-print(f"{len(strengths)} directions; the strongest 5 hold {share[4]:.0%} of the squared length; "
-      f"the weakest is {strengths[-1] / strengths[0]:.4f} of the strongest")
-assert share[4] > 0.5
+    for name, p in model.blocks.named_parameters(): average[name] = 0.9 * average.get(name, 0) + 0.1 * p.grad
+
+def directions_for(G: Tensor, share: float = 0.9) -> int:
+    "How many of the strongest directions hold that share of the squared length."
+    energy = torch.linalg.svdvals(G).square()
+    return int((energy.cumsum(0) / energy.sum() < share).sum()) + 1
+
+for name, G in average.items(): print(f"{name:20s} {tuple(G.shape)!s:11s} {directions_for(G):3d} of {min(G.shape)} directions hold 90%")
+G = average["0.mlp.c_fc.weight"]                           # (512, 128), the example from here on
+assert max(directions_for(G) for G in average.values()) < 40
 
 # %% [markdown]
-# A few directions hold most of the gradient, and a step along it moves the matrix almost only there. The other directions are not noise:
-# they are what rare words and rare patterns ask for. They just speak softly.
-#
+# A handful. Such a matrix is of low **effective rank**: a step along it moves the weights almost only in a few directions. The other hundred are not noise.
+# They are what rare words and rare patterns ask for; they just speak softly.
+
+# %%
+import matplotlib.pyplot as plt
+
+from nanochat.workshop import figure
+
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.5), layout="constrained")
+noise = torch.randn(G.shape, generator=torch.Generator().manual_seed(0))
+for name, M, style in (("averaged gradient", G, "-"), ("random numbers", noise, "--")):
+    s = torch.linalg.svdvals(M)
+    axes[0].plot(s / s[0], style, label=name)
+    axes[1].plot(s.square().cumsum(0) / s.square().sum(), style, label=name)
+axes[0].set(yscale="log", xlabel="direction, strongest first", ylabel="strength / strongest", ylim=(1e-4, 1.5))
+axes[1].set(xlabel="directions", ylabel="share of squared length", ylim=(0, 1.02))
+axes[0].legend(frameon=False, fontsize=8)
+figure(fig, caption="The directions of an averaged gradient (512 by 128), beside a matrix of random numbers of the same shape.",
+       alt="Left: the strengths of the gradient fall a thousandfold over 128 directions, those of the random matrix only about threefold. "
+           "Right: a few directions hold most of the gradient's squared length, while the random matrix needs nearly all.")
+
+# %% [markdown]
 # ## The best step of a given size
 #
-# What would a fair step be? Measure the size of a step $\Delta$ by what it can do to an activation: the most it can stretch a
-# vector, its largest singular value. Among all steps of size at most 1, which lowers the loss fastest? We maximise
-# $\langle G, \Delta\rangle$. Write $G = U S V^\top$. Then $\langle G, \Delta\rangle = \sum_i s_i\, u_i^\top \Delta v_i$, and each
-# $u_i^\top \Delta v_i$ is at most 1. All of them reach 1 at once for
+# What would a fair step be? To first order a step $\Delta$ changes the loss by $\langle G, \Delta\rangle = \sum_{ij} G_{ij}\Delta_{ij}$. "Steepest" means: the most change for a step of a given size. So **everything depends on how you measure size.** Three ways, three optimizers:
 #
-# $$\Delta = U V^\top .$$
+# | size of a step | steepest step of size 1 | who does that |
+# |---|---|---|
+# | root of the sum of squares | $G$, divided by its length | plain descent |
+# | largest entry | the sign of each entry of $G$ | Adam, without its memory |
+# | most it can stretch a vector | ? | Muon |
 #
-# So: keep the directions, set every strength to 1. (Bernstein and Newhouse, 2024.) On a tiny matrix, by hand:
+# The third is the one that means something for a matrix *in a network*. It maps activations to activations, and $\lVert \Delta x\rVert \le \sigma_{\max}(\Delta)\,\lVert x\rVert$: the largest singular value bounds what the step can do to any output. It is called the spectral norm.
+#
+# Fill in the question mark. With $G = \sum_i s_i u_i v_i^\top$ we have $\langle G, \Delta\rangle = \sum_i s_i\, u_i^\top \Delta v_i$. As $u_i$ and $v_i$ have length 1, each $u_i^\top \Delta v_i$ is at most $\sigma_{\max}(\Delta) \le 1$. All of them reach 1 at once for
+#
+# $$\Delta = \sum_i u_i v_i^\top = U V^\top .$$
+#
+# So: **keep the directions, set every strength to 1** (Bernstein and Newhouse, 2024). It is the matrix counterpart of taking the sign. On a tiny matrix, by hand:
 
 # %%
 g = torch.tensor([[3.0, 0.0], [0.0, 0.01]])
-U, S, V = torch.linalg.svd(g)
-print("gradient:", g.tolist(), "  fair step:", (U @ V).tolist())
-assert torch.allclose(U @ V, torch.eye(2))
+U, S, Vt = torch.linalg.svd(g)
+print("gradient:", g.tolist(), "  fair step:", (U @ Vt).tolist())
+assert torch.allclose(U @ Vt, torch.eye(2))
+
+# %% [markdown]
+# The proof says that no step of spectral norm 1 gains more. Let ten thousand random ones try.
+
+# %%
+g = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+U, S, Vt = torch.linalg.svd(g, full_matrices=False)
+tries = torch.randn(10_000, 4, 3)
+tries = tries / torch.linalg.matrix_norm(tries, ord=2)[:, None, None]
+gains = (tries * g).sum((1, 2))
+print(f"best of 10,000: {gains.max():.2f}   U V: {(U @ Vt * g).sum():.2f}   sum of the strengths: {S.sum():.2f}")
+assert gains.max() < (U @ Vt * g).sum() and torch.allclose((U @ Vt * g).sum(), S.sum())
+
+# %% [markdown]
+# Does it help? Take the simplest matrix to learn: $W$ shall become the identity, from inputs of which some are frequent and some rare. The loss is $\frac12\sum_i c_i \lVert (W - 1) e_i\rVert^2$ with frequencies $c$ from 1 to 0.001, so the gradient is $(W - 1)\,\mathrm{diag}(c)$.
+# **Predict** which inputs plain descent has learned after 100 steps.
+
+# %%
+c = torch.tensor([1.0, 0.1, 0.01, 0.001])
+
+def learn(step, lr: float, steps: int = 100) -> Tensor:
+    "How much of each input is learned after each step, (steps, 4): 1 is all."
+    W, path = torch.zeros(4, 4), []
+    for t in range(steps):
+        W = W - lr * (1 - t / steps) * step((W - torch.eye(4)) * c)
+        path.append(W.diagonal())
+    return torch.stack(path)
+
+def fair(g: Tensor) -> Tensor:
+    "Version 1: directions of strength 1, by SVD."
+    U, _, Vt = torch.linalg.svd(g, full_matrices=False)
+    return U @ Vt
+
+plain, ours = learn(lambda g: g, 1.0), learn(fair, 0.03)
+for name, path in (("plain descent", plain), ("fair steps", ours)): print(f"{name:14s}", [round(x, 2) for x in path[-1].tolist()])
+assert plain[-1, 3] < 0.1 and (ours[-1] - 1).abs().max() < 0.1
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained", sharey=True)
+for ax, path, title in zip(axes, (plain, ours), ("plain descent", "fair steps")):
+    for i, style in enumerate(("-", "--", "-.", ":")): ax.plot(path[:, i], style, label=f"frequency {c[i]:g}")
+    ax.set(title=title, xlabel="step")
+axes[0].set_ylabel("share learned")
+axes[0].legend(frameon=False, fontsize=8)
+figure(fig, caption="How fast inputs of four frequencies are learned.",
+       alt="Plain descent: the input of frequency 1 is learned at once, that of 0.1 within about 30 steps, that of 0.01 to less than a half, "
+           "that of 0.001 hardly at all. Fair steps: four lines lie on each other and reach 1 after about 40 steps.")
+
+# %% [markdown]
+# Plain descent has learned what is frequent. The fair step learned all four at the same speed. That is the promise; now make it cheap. An SVD of each matrix at each step would cost far more than the training itself, and GPUs are bad at it.
+#
+# ## Singular values without computing them
+#
+# Here is the trick: **an odd polynomial of a matrix acts on its singular values alone.** Put $X = U S V^\top$ into $X X^\top X$. In the middle $V^\top V$ and $U^\top U$ cancel:
+#
+# $$X X^\top X = U S V^\top\, V S U^\top\, U S V^\top = U S^3 V^\top .$$
+#
+# Each further factor $X X^\top$ adds two to the power. So $a X + b\,(X X^\top) X + c\,(X X^\top)^2 X = U\,(aS + bS^3 + cS^5)\,V^\top$: only products, which is what hardware does best. Check it with numbers:
+
+# %%
+X = torch.tensor([[0.6, 0.0], [0.0, 0.1]]) @ torch.tensor([[0.8, 0.6], [-0.6, 0.8]])      # strengths 0.6 and 0.1, then a turn
+print("strengths of X:      ", [round(s, 4) for s in torch.linalg.svdvals(X).tolist()])
+print("strengths of X X^T X:", [round(s, 4) for s in torch.linalg.svdvals(X @ X.T @ X).tolist()], "= 0.6^3 and 0.1^3")
+assert torch.allclose(torch.linalg.svdvals(X @ X.T @ X), torch.tensor([0.216, 0.001]), atol=1e-6)
 
 
 # %% [markdown]
-# ## Singular values without computing them
+# We need a polynomial that, applied again and again, sends every number in (0, 1] to 1. Demand that 1 stays, $p(1) = 1$, and that near 1 errors vanish quadratically, $p'(1) = 0$. With $p(s) = as + bs^3$ that is $a + b = 1$ and $a + 3b = 0$, so $p(s) = 1.5 s - 0.5 s^3$.
+# This is the classic **Newton-Schulz iteration**. It is exact in the end, and slow at the start: a small $s$ grows by $1.5$ a round.
 #
-# An SVD of each matrix at each step would be far too slow. The trick: **an odd polynomial of a matrix acts on its singular
-# values alone.** With $X = U S V^\top$ you get $X X^\top X = U S^3 V^\top$, because $V^\top V$ and $U^\top U$ cancel inside. So
-#
-# $$a X + b\,(X X^\top) X + c\,(X X^\top)^2 X = U\,(aS + bS^3 + cS^5)\,V^\top .$$
-#
-# Only products, which is what hardware does best. We need a polynomial that, applied again and again, sends every number in (0, 1] to 1.
-# The classic is $1.5 s - 0.5 s^3$. It is exact in the end, and slow for small numbers: they grow by 1.5 a time.
-# Keller Jordan's coefficients give up exactness for speed.
+# The slope at zero is what counts for the soft directions. With a fifth power there is a third coefficient to spend. Jordan and others (2024) spent it on steepness, and gave up $p(1) = 1$: $3.4445 s - 4.7750 s^3 + 2.0315 s^5$.
 #
 # **Predict, then run.** Start at $s = 0.01$. How near to 1 is each after five rounds?
 
 # %%
-def classic(s: float) -> float: return 1.5 * s - 0.5 * s**3
+def classic(s): return 1.5 * s - 0.5 * s**3
 
-def steep(s: float) -> float: return 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+def steep(s): return 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
 
 for name, f in (("classic", classic), ("steep", steep)):
     s, trail = 0.01, []
@@ -110,12 +201,44 @@ for name, f in (("classic", classic), ("steep", steep)):
     print(f"{name:8s}", trail)
 assert 0.6 < s < 1.3
 
+# %%
+s0 = torch.linspace(0, 1, 400)
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.6), layout="constrained", sharey=True)
+for ax, rounds in zip(axes, (1, 5)):
+    for f, style in ((classic, "--"), (steep, "-")):
+        s = s0
+        for _ in range(rounds): s = f(s)
+        ax.plot(s0, s, style, label=f.__name__)
+    ax.axhline(1, color="gray", linewidth=0.5)
+    ax.set(xlabel="singular value before", title="after one round" if rounds == 1 else "after five rounds")
+axes[0].set_ylabel("and after")
+axes[0].legend(frameon=False)
+figure(fig, caption="What the two polynomials do to a singular value between 0 and 1.",
+       alt="One round: the classic curve rises smoothly to 1, the steep one rises three times as fast, overshoots to about 1.2 and comes back to 0.7. "
+           "Five rounds: the classic needs values above 0.2 to reach 1, the steep one is between 0.7 and 1.2 almost everywhere.")
+
+
 # %% [markdown]
-# The steep one is there in four rounds, and then it wanders around 1 without settling. It turns out that training does not mind.
+# The steep one is there in four rounds, and then wanders between 0.7 and 1.2 without settling. It turns out that training does not mind: "about equal" is nearly as fair as "equal".
 #
-# Two more details. The start must lie in (0, 1]: divide by the Frobenius norm, which is never less than the largest singular
-# value. And work on the *smaller* side: $X X^\top$ of a wide matrix is small, of a tall one large, so turn tall ones.
-# The exported form also takes a whole stack of matrices.
+# **Trap: starting above 1.** Both polynomials send large numbers to infinity; the classic does so from $\sqrt 5$ on (and flips the sign of a direction from $\sqrt 3$ on). **Predict** what five rounds make of a matrix whose entries are of size 1.
+
+# %%
+def ns_loop(X: Tensor, rounds: int = 5) -> Tensor:
+    "Version 2: one matrix, no care."
+    for _ in range(rounds):
+        A = X @ X.T
+        X = 3.4445 * X - 4.7750 * A @ X + 2.0315 * A @ A @ X
+    return X
+
+M = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+print(f"as it is: {ns_loop(M).abs().max()}    divided by its length first: {ns_loop(M / M.norm()).abs().max():.2f}")
+assert not ns_loop(M).isfinite().all() and ns_loop(M / M.norm()).isfinite().all()
+
+# %% [markdown]
+# So divide first. The largest singular value would be exact but unknown. The Frobenius norm, the root of the sum of all squares, is cheap, and it is the root of $\sum s_i^2$, so never less than the largest $s_i$.
+#
+# Version 3, the exported one, adds two things. It works on the **smaller side**: $X X^\top$ of a wide matrix is small and of a tall one large, and $X$ and $X^\top$ have the same singular values, so turn tall ones first. And it takes a whole **stack** of matrices: many small products run faster as one batched product.
 
 # %%
 #| export
@@ -148,6 +271,7 @@ stack = torch.randn(3, 40, 16, generator=generator)
 before, after = torch.linalg.svdvals(stack), torch.linalg.svdvals(newton_schulz(stack))
 print(f"singular values: {before.min():.2f} to {before.max():.2f} before, {after.min():.2f} to {after.max():.2f} after")
 assert after.min() > 0.6 and after.max() < 1.3
+torch.testing.assert_close(newton_schulz(M), ns_loop(M / M.norm()), atol=1e-4, rtol=0)      # version 2 and 3 agree
 
 # %% [markdown]
 # **Check it** against an independent way: compute the SVD after all, push the singular values through the polynomial, put it together again.
@@ -157,53 +281,73 @@ X = stack[0].double()
 U, S, Vt = torch.linalg.svd(X / X.norm(), full_matrices=False)
 for _ in range(5): S = steep(S)
 torch.testing.assert_close(newton_schulz(X), U @ torch.diag(S) @ Vt, atol=1e-4, rtol=0)
-print("equal to the SVD way")
+print("equal to the SVD way, and the step points where the fair step points: cosine",
+      round(torch.cosine_similarity(newton_schulz(X).flatten(), fair(X).flatten(), dim=0).item(), 3))
 
 # %% [markdown]
-# Now the gradient from the start of this lesson, round by round:
+# Now the averaged gradient from the start of this lesson, round by round:
 
 # %%
-import matplotlib.pyplot as plt
-
-from nanochat.workshop import figure
-
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for steps in range(6):
     ax.plot(torch.linalg.svdvals(newton_schulz(G, steps)), color=plt.cm.viridis(steps / 5), label=f"{steps} rounds")
 ax.set(yscale="log", xlabel="direction, strongest first", ylabel="singular value", ylim=(1e-4, 2))
 ax.legend(frameon=False, fontsize=8)
-figure(fig, caption="Singular values of one gradient after 0 to 5 Newton-Schulz rounds.",
-       alt="Six falling curves on a logarithmic axis. Before the first round only the strongest direction is near 1 and the "
-           "fiftieth is below a thousandth; each round lifts the curve, and after five the strongest 45 lie near 1.")
+figure(fig, caption="Singular values of one averaged gradient after 0 to 5 Newton-Schulz rounds.",
+       alt="Six falling curves on a logarithmic axis. Before the first round only the strongest direction is near 1; "
+           "each round lifts the curve, and after five a large part of the directions lies near 1 and the weakest are on their way.")
+
+arrived = int((torch.linalg.svdvals(newton_schulz(G)) > 0.5).sum())
+print(f"{directions_for(G)} directions held 90% before; {arrived} of {min(G.shape)} are above 0.5 after five rounds")
+assert arrived > 2 * directions_for(G)
+
 
 # %% [markdown]
-# One direction ruled before; after five rounds about 45 have an equal say. The weakest are only on their way: five rounds multiply a
-# small value by about $3.4445^5 \approx 485$.
+# A few directions ruled before; now many have a say. The weakest are only on their way, since five rounds multiply a small value by at most $3.4445^5 \approx 485$. Nobody minds: a direction a thousand times softer than the loudest may well be noise.
 #
-# **Trap: the norm of the stack.** It is tempting to write `X.norm()` for a stack. That is the norm of *all* matrices together. Each
-# matrix starts smaller than it should, by the root of their number, and the soft directions no longer arrive. Nothing crashes.
+# **Trap: the norm of the stack.** It is tempting to write `X.norm()` for a stack. That is the norm of *all* matrices together, and the loudest one rules it. Every
+# other matrix starts smaller than it should, and its soft directions no longer arrive. Nothing crashes.
 
 # %%
-many = torch.randn(64, 64, 64, generator=generator)
-wrong = newton_schulz((many / many.norm()).flatten(0, 1).view(1, 64 * 64, 64)).view_as(many)     # one norm for all
-right = newton_schulz(many)
-for name, moves in (("one norm", wrong), ("each its own", right)):
-    values = torch.linalg.svdvals(moves)
-    print(f"{name:13s} median singular value {values.median():.2f}")
-assert torch.linalg.svdvals(wrong).median() < 0.3 < 0.6 < torch.linalg.svdvals(right).median()
+def ns_one_norm(X: Tensor) -> Tensor:
+    "The bug: one norm for the whole stack, (N, rows, cols)."
+    X = X / X.norm()
+    for _ in range(5): X = 3.4445 * X - 4.7750 * X @ X.mT @ X + 2.0315 * X @ X.mT @ X @ X.mT @ X
+    return X
+
+many = torch.stack([M for name, M in average.items() if "attn" in name])                      # eight gradients of 128 by 128
+def arrived_in(moves: Tensor) -> list[int]: return (torch.linalg.svdvals(moves) > 0.5).sum(-1).tolist()
+
+print("directions above 0.5 with one norm for all:", arrived_in(ns_one_norm(many)))
+print("directions above 0.5, each its own norm:   ", arrived_in(newton_schulz(many)))
+changed = {f.__name__: (f(many)[0] - f(many[:1])[0]).abs().max().item() for f in (ns_one_norm, newton_schulz)}
+print("by how much the first one's step depends on the others:", {name: round(d, 4) for name, d in changed.items()})
+assert changed["newton_schulz"] < 1e-4 and changed["ns_one_norm"] > 0.01 and sum(arrived_in(ns_one_norm(many))) < sum(arrived_in(newton_schulz(many)))
+
+# %% [markdown]
+# The last line is the better test: the step of a matrix must not depend on who is stacked with it.
+#
+# **Does it need precision?** The result is only about right anyway, so the products may run in bf16 where the machine has units for it.
+
+# %%
+values = torch.linalg.svdvals(newton_schulz(stack.bfloat16()).float())
+print(f"in bf16: {values.min():.2f} to {values.max():.2f};  largest difference of an entry {(newton_schulz(stack.bfloat16()).float() - newton_schulz(stack)).abs().max():.3f}")
+assert 0.5 < values.min() and values.max() < 1.35
 
 
 # %% [markdown]
 # ## Muon
 #
-# Muon (Jordan et al., 2024) is momentum with this step at its end:
+# Muon (Jordan and others, 2024) is momentum with this step at its end:
 #
 # $$M \leftarrow \mu M + (1-\mu) G, \qquad D = (1-\mu) G + \mu M, \qquad
 #   W \leftarrow W - \eta \sqrt{\max(1, \text{rows}/\text{cols})}\; \mathrm{NS}(D).$$
 #
-# $D$ looks one step ahead (Nesterov). The root corrects for shape: an orthogonal $W$ with more rows than columns spreads its input over more
-# outputs, so each output entry would move less. $\mu$ rises from 0.85 to 0.95 over 300 steps, because early momentum is
-# made of bad advice. First the part that belongs to one matrix:
+# **Momentum first, then orthogonalise.** The other order averages steps that all shout equally loud, also where a batch's gradient was only noise. In $M$ noise has been averaged away before it is amplified.
+#
+# **Nesterov.** $D$ mixes the newest gradient in once more. It is what $M$ would be one step later, if the same gradient came again: a look ahead. **By hand**, with $\mu = 0.9$, $M = 0$ and $G = 1$: $M$ becomes 0.1, and $D = 0.1 \cdot 1 + 0.9 \cdot 0.1 = 0.19$.
+#
+# $\mu$ rises from 0.85 to 0.95 over 300 steps, because early momentum is made of outdated advice.
 
 # %%
 #| export
@@ -231,16 +375,30 @@ def _direction(group: dict, s: dict, g: Tensor, one: Tensor) -> Tensor:
 
 # %%
 p = torch.nn.Parameter(torch.zeros(2, 2))
-group, one, s = {"momentum": (0.85, 0.95, 300)}, torch.ones(()), _muon_state({}, p)
+group, one, s = {"momentum": (0.9, 0.9, 300)}, torch.ones(()), _muon_state({}, p)
 d = _direction(group, s, torch.ones(2, 2), one)
-print(f"momentum {s['momentum'][0, 0]:.4f}, direction {d[0, 0]:.4f}, step {s['step']:.0f}")
-mu = 0.85 + 0.10 / 300
-assert torch.allclose(d, torch.full((2, 2), (1 - mu) + mu * (1 - mu)))
+print(f"momentum {s['momentum'][0, 0]:.2f}, direction {d[0, 0]:.2f}, step {s['step']:.0f}")
+assert torch.allclose(d, torch.full((2, 2), 0.19))
+
+# %% [markdown]
+# **Shape.** How much does a step move the outputs? Let the inputs have entries of size 1, so their length is $\sqrt{\text{cols}}$. An orthogonal $\Delta$ with cols $\le$ rows keeps the length, and spreads it over more entries: each output entry moves by $\sqrt{\text{cols}/\text{rows}}$. The factor $\sqrt{\text{rows}/\text{cols}}$ brings that back to 1.
+# If there are more columns than rows, $\Delta$ keeps only the part of the input that lies in its rows, on average $\text{rows}/\text{cols}$ of the squared length, and spreads that over fewer entries: 1 again for random inputs, and more for inputs that lie where the matrix listens. Look:
+
+# %%
+for rows_, cols in ((128, 128), (512, 128), (128, 512)):
+    step = fair(torch.randn(rows_, cols, generator=generator))
+    x = torch.randn(cols, 200, generator=generator)                       # entries of size 1
+    moved = (step @ x).square().mean().sqrt()
+    heard = (step @ (step.T @ torch.randn(rows_, 200, generator=generator)) * (cols / rows_) ** 0.5).square().mean().sqrt()
+    print(f"{rows_:3d} x {cols:3d}: random inputs move each output by {moved:.2f}, times the factor {moved * max(1, rows_ / cols) ** 0.5:.2f}"
+          + (f"; inputs it listens to, {heard:.2f}" if cols > rows_ else ""))
+    assert abs(moved / min(1, cols / rows_) ** 0.5 - 1) < 0.15
 
 
 # %% [markdown]
-# Then the update. Products of many equal matrices run faster as one batched product, so matrices of one shape (or its transpose)
-# are stacked. On a machine with bf16 units the products run in bf16: their result is only about right anyway.
+# So tall matrices need the factor, square ones have it at 1, and for wide ones the truth lies between 1 (random inputs) and a value above it (inputs the step was made for): Muon leaves them alone. In a GPT only the first map of the MLP (4C by C) is tall: factor 2.
+#
+# Then the update itself. Matrices of one shape, or of its transpose, are stacked, so a 20-layer model makes two batched iterations, not 120. `allowed` works as in lesson 02d: where it is False, nothing moves, and nobody waits to ask.
 
 # %%
 #| export
@@ -279,14 +437,15 @@ settings = {"momentum": (0.85, 0.95, 300), "weight_decay": 0.0, "ns_steps": 5, "
 muon_update({"params": [W], "lr": 0.02, **settings}, {W: {}})
 expected = -0.02 * 2**0.5 * newton_schulz(W.grad)          # the first direction is a multiple of the gradient
 torch.testing.assert_close(W.data, expected, atol=1e-5, rtol=0)
-print("largest singular value of the step / lr:", round(torch.linalg.svdvals(W.data)[0].item() / 0.02, 2))
+print("largest singular value of the step / lr:", round(torch.linalg.svdvals(W.data)[0].item() / 0.02, 2), "= about the root of 6/3")
 
 # %% [markdown]
 # ## One optimizer for the whole model
 #
-# Orthogonal steps make sense for matrices that map activations to activations. They do not for the embedding, which is a table of rows:
-# in one batch most rows have no gradient at all. So embedding and head get AdamW, the blocks get Muon. `MuonAdamW` is one PyTorch
-# optimizer whose groups say which rule is theirs; saving, loading and schedules then need no special case.
+# Which parameters get it? The argument was about maps from activations to activations. The **embedding** is no such map: its input is one token, a vector with a single 1. The most a step can do to such an input is to move one *row* by its length. So the fair step there treats each row by itself, which is about what AdamW does.
+# The **head** is a map, but its outputs are logits of single tokens, some of which are hardly ever right; it, too, is left to AdamW. Biases and gains, where a model has them, are no matrices at all.
+#
+# `MuonAdamW` is one PyTorch optimizer whose groups say which rule is theirs; saving, loading and schedules then need no special case. Bad rates are refused by `check_groups` of lesson 02d.
 
 # %%
 #| export
@@ -308,6 +467,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: list[dict],  # each with "params", "lr", "kind" and the settings of that kind
     ):
         super().__init__(groups, {})
+        check_groups(self.param_groups)
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
 
     def step(self, allowed: Tensor | None = None) -> None:
@@ -316,7 +476,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 class Muon(MuonAdamW):
-    "Muon alone, for a list of matrices (Jordan et al. 2024)."
+    "Muon alone, for a list of matrices (Jordan et al. 2024). `UserError` for other shapes and bad rates."
 
     def __init__(self,
         params,                         # matrices, each (rows, cols)
@@ -324,8 +484,11 @@ class Muon(MuonAdamW):
         weight_decay: float = 0.0,      # pull towards zero, times lr
         ns_dtype: torch.dtype = torch.float32,  # of the Newton-Schulz products
     ):
+        params = list(params)
+        for p in params:
+            if p.ndim != 2: raise UserError(f"Muon needs matrices, not a tensor of shape {tuple(p.shape)}")
         settings = {"lr": lr, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
-        super().__init__([MUON | settings | {"params": list(params)}])
+        super().__init__([MUON | settings | {"params": params}])
 
 
 # %%
@@ -333,11 +496,14 @@ alone = Muon([W], lr=0.1)
 W.grad = torch.eye(6, 3)
 alone.step(allowed=torch.tensor(False))
 torch.testing.assert_close(W.data, expected, atol=1e-5, rtol=0)            # forbidden: nothing moved
-print({k: v for k, v in alone.param_groups[0].items() if k != "params"})
+for bad in (lambda: Muon([W], lr=-0.02), lambda: Muon([torch.nn.Parameter(torch.zeros(3))])):
+    try: bad()
+    except UserError as e: print(e)
+    else: raise AssertionError("this must be refused")
 
 
 # %% [markdown]
-# The rates are nanochat's first: Muon 0.02; embedding 0.2 and head 0.004 at width 768, scaled by $1/\sqrt C$.
+# The rates are nanochat's first: Muon 0.02; embedding 0.2 and head 0.004 at width 768, scaled by $1/\sqrt C$, and all of them by the batch rule of lesson 02d.
 
 # %%
 #| export
@@ -352,7 +518,9 @@ def make_optimizer(
     weight_decay: float = 0.0,     # of the matrices
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
-    "The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates."
+    """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
+
+    `UserError` for rates of zero or less."""
     parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens)
     wide = scale * width_scale(model.config.n_embd)
     muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
@@ -372,8 +540,7 @@ assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.p
 
 
 # %% [markdown]
-# And a rival with the same three groups, AdamW everywhere. It was given the best matrix rate of a small sweep (0.001 to 0.01), so
-# that the race is fair.
+# And a rival with the same three groups, AdamW everywhere.
 
 # %%
 #| export
@@ -396,71 +563,315 @@ def make_adamw(
 
 
 # %%
+print({g["kind"] for g in make_adamw(model).param_groups}, [round(g["lr"], 4) for g in make_adamw(model).param_groups])
 assert {g["kind"] for g in make_adamw(model).param_groups} == {"adamw"}
 
 # %% [markdown]
 # ## The race
 #
-# Same model, same first weights, same batches, same schedule; only the rule for the matrices differs. **Predict** which one is lower after
-# a few dozen steps, and by how much.
+# Same model, same first weights, same batches, same schedule; only the rule for the matrices differs. A race is fair only if **each runs at its own best rate**, so sweep both first, with a factor 2 between neighbours. **Predict:** which of the two is pickier about its rate?
 
 # %%
 from nanochat.optim import schedule
 from nanochat.train import train
 
-STEPS = by_tier(60, 200)
+STEPS = by_tier(15, 50)
+held_out = list(islice(rows(99, cut, len(DATA)), 8))
 
-def race(make) -> list[float]:
-    "Loss after each step, in nats per byte."
-    model = small()
-    run = train(model, make(model), rows(1), steps=STEPS, schedule=lambda t: schedule(t, STEPS, warmdown=0.6))
-    return [step.loss for step in run]
+def ending(model) -> float:
+    "Loss on held-out text, in nats per byte."
+    with torch.no_grad(): return sum(model(x, y).item() for x, y in held_out) / len(held_out)
 
-losses = {"Muon": race(make_optimizer), "AdamW": race(make_adamw)}
-final = {name: sum(values[-8:]) / 8 for name, values in losses.items()}
-print({name: round(value, 3) for name, value in final.items()})
-assert final["Muon"] < final["AdamW"]
+def race(make, seed: int = 0, steps: int = STEPS) -> tuple[float, list[float]]:
+    "Held-out loss at the end, and the training loss of each step."
+    model = small(seed)
+    run = train(model, make(model), rows(seed), steps=steps, schedule=lambda t: schedule(t, steps, warmdown=0.6))
+    losses = [step.loss for step in run]
+    return ending(model), losses
+
+sweep = {"Muon": {lr: race(lambda m: make_optimizer(m, matrix_lr=lr)) for lr in (0.01, 0.02, 0.04)},
+         "AdamW": {lr: race(lambda m: make_adamw(m, matrix_lr=lr)) for lr in (0.003, 0.006, 0.012)}}
+for name, results in sweep.items(): print(f"{name:6s}", "  ".join(f"{lr:g}: {end:.3f}" for lr, (end, _) in results.items()))
+best = {name: min(results.values()) for name, results in sweep.items()}
+assert best["Muon"][0] < best["AdamW"][0] + by_tier(0.3, 0.1)
 
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
-for (name, values), style in zip(losses.items(), ("-", "--")): ax.plot(values, style, label=name, linewidth=1)
+for (name, (end, values)), style in zip(best.items(), ("-", "--")): ax.plot(values, style, label=f"{name}, held out {end:.2f}", linewidth=1)
 ax.set(xlabel="step", ylabel="training loss, nats per byte")
 ax.legend(frameon=False)
-figure(fig, caption="Training loss with Muon and with AdamW for the matrices; one seed.",
+figure(fig, caption="Training loss with Muon and with AdamW for the matrices, each at the best of its three rates; one seed.",
        alt="Two falling curves from 5.5 nats. They stay close together for the first fifty steps; then Muon's is the lower one.")
 
 # %% [markdown]
-# The gap opens slowly: after 60 steps it was 0.04 nats on this data, after 150 steps 0.12. That is one seed and a tiny model, but it agrees with a longer measurement on the same two cores: a four-layer model trained for three
-# minutes reached 0.199 bits per byte with Muon and 0.217 with AdamW, and Muon needed 100 seconds for what took AdamW 180,
-# although each of its steps is 15% slower.
-#
-# ## At scale: what it costs
-#
-# One round on an $n \times m$ matrix ($n \le m$) costs $4n^2m + 2n^3$ operations. Training on a batch of $B$ tokens costs $6nmB$ for the same
-# matrix. For a square one the ratio of five rounds to the training is $5n/B$:
+# That was at equal **steps**. A step of Muon takes longer, so race at equal **seconds** as well: time both in turns, and give AdamW as many more steps as fit into Muon's time, with a schedule that lasts exactly so long. **Predict** what this does here, where a batch has only 512 tokens. (How much longer a step is depends on the batch; the formula comes below.)
 
 # %%
-for name, n, B in (("laptop d4, 4,096 tokens", 256, 4096), ("laptop d8, 4,096 tokens", 512, 4096), ("d20, 524,288 tokens", 1280, 2**19)):
-    print(f"{name:24s} Newton-Schulz adds {5 * n / B:6.1%} to the arithmetic")
-assert round(5 * 1280 / 2**19, 3) == 0.012
+from statistics import median
+
+def step_seconds(blocks: int = by_tier(2, 6)) -> dict[str, float]:
+    "Median seconds of a whole training step of each rule, in turns."
+    makers = {"Muon": make_optimizer, "AdamW": make_adamw}
+    runs = {name: train(m := small(), make(m), rows(0), steps=10**6, schedule=lambda t: 0.1) for name, make in makers.items()}
+    took = {name: [] for name in runs}
+    for _ in range(blocks):
+        for name, run in runs.items(): took[name] += [r.seconds for r in islice(run, 3)]
+    return {name: median(t[3:]) for name, t in took.items()}
+
+step_s = step_seconds()
+ratio = step_s["Muon"] / step_s["AdamW"]
+adamw_lr = min(sweep["AdamW"], key=lambda lr: sweep["AdamW"][lr][0])
+more = round(STEPS * min(max(ratio, 1.0), 3.0))
+longer = race(lambda m: make_adamw(m, matrix_lr=adamw_lr), steps=more)[0]
+print(f"a step of Muon takes {ratio:.2f} times as long here: {STEPS} steps of Muon {best['Muon'][0]:.3f}, {more} of AdamW {longer:.3f}")
+assert longer < best["AdamW"][0] + 0.3
 
 # %% [markdown]
-# On eight GPUs it is free: 1%, and shared among them as in lesson 03b. On a laptop it is a third of the arithmetic at depth 4, so there
-# it must run in bf16, batched, on the smaller side, as ours does. Muon keeps one number per weight where AdamW keeps two:
-# for the 393 million block weights of the 20-layer model that saves 1.6 GB.
+# ## What published nanochat added
 #
-# Published nanochat went on from here: better polynomials per round (Polar Express), per-row normalisation, decay that only acts when it
-# agrees with the step. The gains were small, and this is the core that stayed.
+# After its first version nanochat went on refining this step. Here are its additions, each as a function of a stack (N, rows, cols) or of one matrix, so that you can try them one by one. You may skip the functions and read the table below.
+#
+# **Polar Express** (Amsel and others 2025). Why the same polynomial in every round? The first round should be steep, the last one precise. These five are the best possible sequence of fifth-degree polynomials for starts above 0.001, with a little safety.
+
+# %%
+POLAR = ((8.156554524902461, -22.48329292557795, 15.878769915207462), (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+         (3.8916678022926607, -2.772484153217685, 0.5060648178503393), (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+         (2.3465413258596377, -1.7097828382687081, 0.42323551169305323))
+
+def polar_express(X: Tensor) -> Tensor:
+    "A stack (N, rows, cols): five rounds, each with coefficients of its own."
+    X = X / (1.01 * X.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    for a, b, c in POLAR:
+        A = X @ X.mT if X.shape[-2] <= X.shape[-1] else X.mT @ X
+        B = b * A + c * A @ A
+        X = a * X + (B @ X if X.shape[-2] <= X.shape[-1] else X @ B)
+    return X
+
+for name, f in (("Jordan's five rounds", newton_schulz), ("Polar Express", polar_express)):
+    values = torch.linalg.svdvals(f(G[None]))[0]
+    print(f"{name:21s} {int((values > 0.9).sum()):3d} of {len(values)} above 0.9, the largest {values[0]:.2f}, spread of those {values[values > 0.9].std():.3f}")
+assert torch.linalg.svdvals(polar_express(G[None])).max() < 1.2
+
+# %%
+fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+start = torch.logspace(-4, 0, 400)
+def through(s, all_coefficients):
+    for a, b, c in all_coefficients: s = a * s + b * s**3 + c * s**5
+    return s
+ax.plot(start, through(start, [NS_COEFFICIENTS] * 5), "-", label="Jordan's, five times")
+ax.plot(start, through(start / 1.01, POLAR), "--", label="Polar Express")
+ax.set(xscale="log", xlabel="singular value before (share of the norm)", ylabel="after five rounds", ylim=(0, 1.3))
+ax.legend(frameon=False)
+figure(fig, caption="Where five rounds take a singular value: one polynomial five times, and five polynomials.",
+       alt="On a logarithmic axis from 0.0001 to 1. Jordan's curve rises to near 1 at about 0.002 and then waves between 0.7 and 1.2. Polar Express "
+           "is there earlier, near 0.001, and stays closer to 1.")
+
+
+# %% [markdown]
+# It is better at its task in both respects. Whether training notices is another question.
+#
+# **MuonEq**: before the iteration, give all rows of the matrix the same length. **NorMuon** (Li and others 2025): after it, divide each row (of a tall matrix; else each column) by the running size of its past steps, as Adam does for single numbers, and restore the whole length. **Muon+** rescales the result to the exact length of an orthogonal matrix, whose squared length is the number of its directions.
+
+# %%
+def equal_rows(X: Tensor) -> Tensor:
+    "MuonEq: rows of equal length, the whole matrix as long as before. (N, rows, cols)"
+    size = X.norm(dim=(-2, -1), keepdim=True) / X.shape[-2] ** 0.5
+    return X * size / X.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+
+def even_out(X: Tensor, memory: dict, beta: float = 0.9) -> Tensor:
+    "NorMuon: divide rows (columns of wide matrices) by the running size of their steps; keep the whole length."
+    axis = -1 if X.shape[-2] >= X.shape[-1] else -2
+    memory["v"] = beta * memory.get("v", 0) + (1 - beta) * X.square().mean(axis, keepdim=True)
+    Y = X / memory["v"].clamp(min=1e-10).sqrt()
+    return Y * X.norm(dim=(-2, -1), keepdim=True) / Y.norm(dim=(-2, -1), keepdim=True)
+
+def full_length(X: Tensor) -> Tensor:
+    "Muon+: as long as an orthogonal matrix of that shape."
+    return X * min(X.shape[-2:]) ** 0.5 / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+
+X = torch.randn(2, 6, 4, generator=generator)
+Y = even_out(X, {})
+print("row lengths:", [round(r, 2) for r in X[0].norm(dim=-1).tolist()], "->", [round(r, 2) for r in equal_rows(X)[0].norm(dim=-1).tolist()], "and", [round(r, 2) for r in Y[0].norm(dim=-1).tolist()])
+assert torch.allclose(full_length(X).norm(dim=(-2, -1)), torch.tensor(2.0))
+for Z in (Y, equal_rows(X)): torch.testing.assert_close(Z.norm(dim=(-2, -1)), X.norm(dim=(-2, -1)))
+
+
+# %% [markdown]
+# **Cautious weight decay** (Chen and others 2025): decay a weight only where the step moves it towards zero anyway, that is where step and weight have the same sign ($W$ is *reduced* by the step). So decay never works against what the gradient wants.
+
+# %%
+def cautious(W: Tensor, move: Tensor, lr: float, decay: float) -> Tensor:
+    "The weights after a step and a decay that acts only where both pull the same way."
+    return W - lr * move - lr * decay * W * (move * W >= 0)
+
+W0, move = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([0.5, 0.5, -0.5])
+print("step 0.5, 0.5, -0.5 on 1, -1, 1 with decay 0.2:", [round(x, 2) for x in cautious(W0, move, 1.0, 0.2).tolist()])
+assert torch.allclose(cautious(W0, move, 1.0, 0.2), torch.tensor([0.3, -1.5, 1.5]))
+
+
+# %% [markdown]
+# To try them in a race, build a Muon whose parts are arguments, check that with the standard parts it *is* Muon, and let everything else alone. The decay falls to zero with a cosine, as at nanochat.
+
+# %%
+class Variant(MuonAdamW):
+    "The course's optimizer, with the step of the matrices rebuilt from parts."
+    def __init__(self, model, before=lambda X: X, iterate=newton_schulz, after=lambda X, memory: X, decay=0.0, careful=False):
+        super().__init__(make_optimizer(model).param_groups)
+        self.parts, self.decay, self.careful, self.t = (before, iterate, after), decay, careful, 0
+
+    @torch.no_grad()
+    def step(self, allowed=None):
+        before, iterate, after = self.parts
+        for group in self.param_groups[:2]: adamw_update(group, self.state)
+        group, self.t = self.param_groups[2], self.t + 1
+        decay = self.decay * (1 + torch.cos(torch.tensor(torch.pi * self.t / STEPS))).item() / 2
+        for p in group["params"]:
+            state = _muon_state(self.state[p], p)
+            D = _direction(group, state, p.grad, torch.ones(()))
+            move = after(iterate(before(D[None])), state.setdefault("memory", {}))[0]
+            lr = group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+            p.copy_(cautious(p, move, lr, decay) if self.careful else p - lr * move - lr * decay * p)
+
+a, b = small(), small()
+for model, optimizer in ((a, Variant(a)), (b, make_optimizer(b))):
+    for x, y in islice(rows(0), 3):
+        optimizer.zero_grad()
+        model(x, y).backward()
+        optimizer.step()
+gap = max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters()))
+print(f"with the standard parts: largest difference of a weight {gap:.0e}")
+assert gap < 1e-4
+
+# %% [markdown]
+# **Predict** which of the additions shows in a short race, and in which direction. Weights, batches and schedule are the same for all. Set `SEEDS` higher if you have the time: the cell runs once more for each.
+
+# %%
+VARIANTS = {"Muon": {}, "Polar Express": {"iterate": polar_express}, "MuonEq": {"before": equal_rows}, "NorMuon": {"after": even_out},
+            "Muon+": {"after": lambda X, memory: full_length(X)},
+            "decay 0.2": {"decay": 0.2}, "cautious decay 0.2": {"decay": 0.2, "careful": True},
+            "all of HEAD": {"iterate": polar_express, "before": equal_rows, "after": even_out, "decay": 0.2, "careful": True}}
+SEEDS = 1
+ends = {name: [race(lambda m: Variant(m, **parts), seed)[0] for seed in range(SEEDS)] for name, parts in VARIANTS.items()}
+gains = {name: [e - base for e, base in zip(values, ends["Muon"])] for name, values in ends.items()}
+for name, values in ends.items():
+    print(f"{name:19s}", "  ".join(f"{e:.3f} ({d:+.3f})" for e, d in zip(values, gains[name])))
+assert all(abs(d) < 0.3 for values in gains.values() for d in values)
+
+# %%
+fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
+names = [n for n in VARIANTS if n != "Muon"]
+for seed in range(SEEDS): ax.plot([gains[n][seed] for n in names], range(len(names)), "o", label=f"seed {seed}")
+ax.axvline(0, color="gray", linewidth=0.8)
+ax.set(yticks=range(len(names)), yticklabels=names, xlabel="held-out loss, difference from Muon (left is better)")
+ax.invert_yaxis()
+ax.legend(frameon=False, fontsize=8)
+figure(fig, caption="What each addition changed in a short race.",
+       alt="A dot plot with one line for each addition and a dot for each seed; the numbers are in the table printed above.")
+
+
+# %% [markdown]
+# **How many rounds?** Five is a habit. Zero rounds leave the momentum as it is; each further round makes it fairer and costs the same. To compare fairness and not length, give all steps full length. **Predict** the order of 0, 1, 2, 3 and 5, and where it stops paying.
+
+# %%
+def with_rounds(n: int): return lambda m: Variant(m, iterate=lambda X: full_length(newton_schulz(X, n)))
+
+rounds = {n: race(with_rounds(n))[0] for n in (0, 1, 2, 3)} | {5: ends["Muon+"][0]}
+for n, end in rounds.items(): print(f"{n} rounds: held-out loss {end:.3f}")
+assert rounds[5] < rounds[0] + 0.3
+
+
+# %% [markdown]
+# ## At scale: what it costs
+#
+# One round on an $n \times m$ matrix ($n \le m$) multiplies $X X^\top$ ($2n^2m$ operations), $A A$ ($2n^3$) and $B X$ ($2n^2m$): together $4n^2m + 2n^3$. Training on a batch of $B$ tokens costs $6nmB$ for the same
+# matrix. For a square one the ratio of five rounds to the training is $5n/B$. **Derive** the ratio for the MLP's matrices, $m = 4n$, before you look.
+
+# %%
+def ns_flops(model, rounds: int = 5) -> int:
+    "Operations of one Muon step: all matrices in the blocks."
+    sides = [sorted(p.shape) for p in model.parts()["matrices"]]
+    return sum(rounds * (4 * n * n * m + 2 * n**3) for n, m in sides)
+
+with torch.device("meta"): sizes = {d: GPT(config_for(d, V, t, head_dim=h)) for d, V, t, h in ((4, 1024, 256, 64), (8, 1024, 256, 64), (20, 65536, 2048, 128), (32, 65536, 2048, 128))}
+for d, tokens in ((4, 4096), (8, 4096), (20, 2**19), (32, 2**19)):
+    training = sizes[d].flops_per_token() * tokens
+    print(f"d{d}, {tokens:,} tokens a step: Newton-Schulz {ns_flops(sizes[d]):.1e} operations, training {training:.1e}: {ns_flops(sizes[d]) / training:.1%} more")
+assert ns_flops(sizes[20]) == 20 * 5 * (4 * 6 + 2 * 18) * 1280**3 and ns_flops(sizes[20]) / (sizes[20].flops_per_token() * 2**19) < 0.01
+
+# %% [markdown]
+# ($m = 4n$: $18n^3$ against $24n^2B$ a round, so five rounds are $3.75\,n/B$.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. On a laptop at depth 4 it is a fifth of the arithmetic, so there
+# it must run in bf16 where the machine can, batched, on the smaller side, as ours does. The larger side would cost four times as much on the MLP's matrices. How long does the whole step take *here*?
+
+# %%
+from time import perf_counter
+
+def seconds(f, n: int = by_tier(3, 8)) -> float:
+    "Median of n calls."
+    took = []
+    for _ in range(n):
+        began = perf_counter()
+        f()
+        took.append(perf_counter() - began)
+    return sorted(took)[n // 2]
+
+model, (x, y) = small(), next(rows(0))
+optimizer, rival = make_optimizer(model), make_adamw(small())
+def forward_and_backward():
+    optimizer.zero_grad()
+    model(x, y).backward()
+forward_and_backward()
+for p, q in zip(model.parameters(), [q for g in rival.param_groups for q in g["params"]]): q.grad = torch.randn_like(q)
+work, muon_s, adamw_s = seconds(forward_and_backward), seconds(optimizer.step), seconds(rival.step)
+print(f"this machine, 2 layers, {ROWS * T} tokens a step: forward and backward {1000 * work:.1f} ms, Muon {1000 * muon_s:.1f} ms, AdamW {1000 * adamw_s:.1f} ms; Muon's share of a step {muon_s / (work + muon_s):.0%}")
+assert muon_s > 0
+
+# %% [markdown]
+# With 512 tokens a step the share is several times what it would be with 4,096; the formula told you so. On a machine with bf16 units a four-layer model with 4,096 tokens was measured at 31 ms for the whole optimizer of 199 ms a step (`benchmarks/RESULTS.md`).
+#
+# **Memory.** Muon keeps one number per weight where AdamW keeps two. For the 393 million block weights of the 20-layer model that saves 1.6 GB in fp32.
 #
 # ## Recap
 #
-# * A gradient matrix is dominated by a few directions; the fair step keeps directions and equalises strengths.
-# * Odd polynomials act on singular values. Five rounds of a steep one bring most of them near 1.
-# * Normalise each matrix by its own Frobenius norm; work on the smaller side; stack equal shapes.
-# * Muon for matrices in blocks, AdamW for embedding and head.
-# * Its cost is per step, $5n/B$: small batches pay, large ones do not.
+# 1. A gradient matrix is dominated by a few directions. Under the spectral norm the steepest step keeps directions and sets all strengths to 1.
+# 2. Odd polynomials act on singular values alone. Five rounds of a steep one bring most of them near 1, with products only.
+# 3. Normalise each matrix by its own Frobenius norm; work on the smaller side; stack equal shapes; bf16 will do.
+# 4. Momentum first, then orthogonalise; the factor $\sqrt{\text{rows}/\text{cols}}$ for tall matrices; AdamW for embedding and head.
+# 5. It costs $5n/B$ of a training step: free for large batches, not for small ones. Refinements are kept or dropped by measurement.
 #
-# **Quiz.** *Does Muon's step get smaller when the gradient gets smaller?* No: strengths are set to 1, so only the rate decides, and the
-# schedule must bring it down. *Then why clip?* The direction mixes past gradients; one huge gradient would drown the others in the momentum.
+# ## Quiz
 #
-# **Papers.** Jordan et al. 2024 (Muon), Bernstein and Newhouse 2024 (Old optimizer, new norm).
+# <details><summary>1. Does Muon's step get smaller when the gradient gets smaller?</summary>No: strengths are set to 1, so only the rate decides. That is why the schedule must bring the rate down.</details>
+# <details><summary>2. Then why clip gradients at all?</summary>The direction mixes past gradients. One huge gradient would drown the others in the momentum, and rule the next dozen steps.</details>
+# <details><summary>3. You store queries, keys and values as one (3C, C) matrix. Is Muon's step the same as for three (C, C) ones?</summary>No. Orthogonalised together, the three share 1.0 of strength per input direction; apart, each has its own. The shape factor differs, too. It is another optimizer.</details>
+# <details><summary>4. Why is the classic polynomial not used, though it converges to exactly 1?</summary>It multiplies small values by 1.5 a round; from 0.01 it would need about twelve rounds.</details>
+# <details><summary>5. A matrix has exactly zero gradient. What does the iteration return?</summary>Zero: 0 divided by (0 + 1e-7). Without the small number it would be NaN.</details>
+# <details><summary>6. At 4,096 tokens a step, would you use Muon at depth 20?</summary>The iteration would cost more arithmetic than the training (roughly 4.5 n/B with n = 1280). Take larger batches, or fewer rounds, or AdamW.</details>
+#
+# ## Papers
+#
+# Jordan and others 2024, *Muon: an optimizer for hidden layers in neural networks* · Bernstein and Newhouse 2024, *Old optimizer, new norm* (steepest descent under norms) · Björck and Bowie 1971 and Higham 2008, *Functions of matrices* (the iteration) · Amsel and others 2025, *The Polar Express* · Li and others 2025, *NorMuon* · Chen and others 2025, *Cautious weight decay* · Liu and others 2025, *Muon is scalable for LLM training*.
+# The groups, rates and momentum schedule are those of Karpathy's nanochat.
+#
+# **Exercises:** `make start NN=04`. **Next:** `04a_tasks`.
+#
+# ## What your package can do now
+#
+# Everything so far in one cell: the world, the tokenizer, packed rows, a GPT, Muon, the loop, bits per byte, and a sentence.
+
+# %%
+from nanochat.data import Loader, encode_documents, pack_documents
+from nanochat.microworld import corpus
+from nanochat.sample import make_sampler
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import evaluate_bpb
+
+docs = [doc.text for doc in corpus(400_000)]
+tokenizer = Tokenizer.train(docs, 512)
+packed = pack_documents(encode_documents(tokenizer, docs), T)
+model, steps = GPT(config_for(2, tokenizer.vocab_size, T, head_dim=64)), by_tier(10, 60)
+before = evaluate_bpb(model, [(packed.x[:32].long(), packed.y[:32].long())], tokenizer.token_bytes())["bpb"]
+for record in train(model, make_optimizer(model), Loader(packed, ROWS, seed=0), steps=steps, schedule=lambda t: schedule(t, steps, warmdown=0.6)): pass
+after = evaluate_bpb(model, [(packed.x[:32].long(), packed.y[:32].long())], tokenizer.token_bytes())["bpb"]
+said = make_sampler(model, [tokenizer.bos])([[tokenizer.bos, *tokenizer.encode("One day")]], max_new_tokens=24, temperature=0.7)[0]
+print(f"bits per byte {before:.2f} -> {after:.2f} in {steps} steps\nOne day{tokenizer.decode(said.tokens)}")
+assert after < before
