@@ -3,13 +3,12 @@
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/scaling.py            # the whole grid; interrupt it, start it again
     python benchmarks/scaling.py --show                                  # the table and the fit, from what is there
 
-Every run is a triple (layers, width, tokens) and is stored in results/scaling.json the moment it ends; what is there is
+Every run is (layers, width, tokens, rate, seed) and is stored in results/scaling.json the moment it ends; what is there is
 not run again. The optimizer is lesson 02d's AdamW with one rule for all shapes: the rate of matrices and head falls like
 1 / width, that of the embedding stays. The runs with a rate that is not 1 check the rule; those in HELD_OUT are
 predicted by a fit to the others and take no part in it. The last line is one JSON object.
 """
 import argparse
-import itertools
 import json
 import math
 import time
@@ -22,14 +21,13 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.microworld import corpus, entropy_bpb, validation
 from nanochat.optim import AdamW, schedule
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import evaluate_bpb, train
+from nanochat.train import evaluate_bpb, fit_power_law, predict_loss, train
 from nanochat.workshop import atomic_write, machine
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 V, T, ROWS = 512, 128, 16                        # vocabulary, context, rows: 2,048 tokens an update
-SHAPES = [(1, 32), (1, 64), (2, 64), (4, 64), (1, 128), (2, 128)]              # (layers, width)
-TOKENS = [2**17, 2**18, 2**19, 2**20]
-HELD_OUT = [(3, 128, 2**20), (2, 64, 2**21)]     # a larger model, and a longer run, than any in the fit
+LENGTHS = {(1, 32): 4, (1, 64): 4, (2, 64): 3, (4, 64): 3, (1, 128): 2}         # (layers, width): 2^17 tokens, twice that, ...
+HELD_OUT = [(2, 128, 2**17), (2, 64, 2**20)]     # a larger model than any in the fit, and a run with more operations
 RATES = {"embedding": 0.1, "matrices": 0.016, "head": 0.016}                  # at width 64
 
 
@@ -37,7 +35,7 @@ def plan() -> list[tuple]:
     "All runs as (layers, width, tokens, rate, seed), the quick ones first."
     check = [(L, C, 2**17, rate, 0) for L, C in ((1, 64), (2, 128)) for rate in (0.5, 2.0)]
     noise = [(1, 64, 2**18, 1.0, seed) for seed in (1, 2)]
-    grid = [(L, C, D, 1.0, 0) for (L, C), D in itertools.product(SHAPES, TOKENS)]
+    grid = [(L, C, 2**(17 + k), 1.0, 0) for (L, C), n in LENGTHS.items() for k in range(n)]
     last = [(*run, 1.0, 0) for run in HELD_OUT]
     return sorted(check + noise + grid, key=lambda r: r[0] * r[1]**2 * r[2]) + last
 
@@ -88,9 +86,22 @@ def main(minutes: float) -> None:
         print({k: v for k, v in found["runs"][-1].items() if k != "curve"}, flush=True)
 
 
+def report(found: dict) -> dict:
+    "The table, the law, and what it says about the runs that took no part in the fit."
+    runs = [r for r in found["runs"] if r["rate"] == 1 and r["seed"] == 0]
+    held = {tuple(h) for h in found["held_out"]}
+    inside = [r for r in runs if (r["layers"], r["width"], r["tokens"]) not in held]
+    law = fit_power_law(*([r[k] for r in inside] for k in ("weights", "tokens", "bpb")), floor=found["entropy_bpb"])
+    for r in runs:
+        r["predicted"] = predict_loss(law, r["weights"], r["tokens"])
+        print(f"{r['layers']} x {r['width']:3d}  {r['tokens']:9,} tokens  {r['bpb']:.3f}  predicted {r['predicted']:.3f}", "" if r in inside else "held out")
+    return {"law": law, "held_out": {str((r["layers"], r["width"], r["tokens"])): [r["bpb"], r["predicted"]] for r in runs if r not in inside}}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after the run that is under way then")
     parser.add_argument("--show", action="store_true", help="train nothing")
     args = parser.parse_args()
     if not args.show: main(args.minutes)
+    print(json.dumps(report(json.loads(RESULT.read_text()))))

@@ -10,9 +10,9 @@
 # * make four small batches equal one large one, masks included (exercise 3);
 # * write a training loop that never waits for the device and never lets a NaN into the weights (exercise 4);
 # * wrap it into consumers so that a checkpoint comes before everything else, and resume bit for bit (exercise 5);
-# * fit a scaling law and test it on a run it has not seen (exercise 6).
+# * fit a scaling law, test it on a run it has not seen, and say what fits into a machine (exercises 6 and 7).
 #
-# You need lessons 02a to 02e. Reading and running: 90 minutes. Exercises: 80 minutes. Computing: two minutes on two cores.
+# You need lessons 02a to 02e. Reading and running: 90 minutes. Exercises: 95 minutes. Computing: two minutes on two cores.
 
 # %%
 #| default_exp train
@@ -1293,7 +1293,7 @@ def pretrain(
 # %%
 from nanochat.sample import make_sampler
 
-steps, trained = by_tier(40, 300), small()
+steps, trained = by_tier(40, 240), small()
 
 def bpb(model) -> dict: return evaluate_bpb(model, held_out(), BYTES)
 
@@ -1361,7 +1361,7 @@ for ax, (name, weights) in zip(axes, heads.items()):
 axes[0].set_ylabel("mean weight")
 axes[1].legend(frameon=False, fontsize=7)
 figure(fig, caption="How far back the four heads look, before and after training.",
-       alt="Left, fresh model: four nearly flat lines near 0.03. Right, trained: heads of the first layer have high weights on the nearest one to three places, falling off quickly.")
+       alt="Left, fresh model: four nearly flat lines near 0.03. Right, trained: some heads have a high weight on the nearest one or two places, others stay flat.")
 
 # %%
 from IPython.display import HTML, display
@@ -1373,7 +1373,7 @@ assert len(maps) == 2
 
 
 # %% [markdown]
-# The heads of a fresh model look everywhere alike. Training has given them a taste for the last few bytes, as it must: at this point the model spells words, and spelling is local. To keep a hero's
+# The heads of a fresh model look everywhere alike. Training has given some of them a taste for the last few bytes, as it must: at this point the model spells words, and spelling is local. To keep a hero's
 # name it would have to look dozens of places back, which comes later (the laptop model does it).
 #
 # ## What does compute buy?
@@ -1397,11 +1397,11 @@ for shape in ((1, 32, by_tier(2**15, 2**17)), (1, 64, by_tier(2**13, 2**15) * 3 
     assert floor < value < 8
 
 # %% [markdown]
-# With so few operations the small model wins: tokens were what it lacked. With many it will lose, because it cannot hold what it reads. Somewhere between lies the best size for a budget.
+# With so few operations the small model wins: tokens are what both lack, and the small one gets more of them. With many it will lose, because it cannot hold what it reads. Somewhere between lies the best size for a budget.
 #
 # ### A law
 #
-# `benchmarks/scaling.py` trained six shapes, each for four numbers of tokens, with a small tokenizer, each run with a schedule of its own. Here is what it found. (A run in the middle of a longer schedule
+# `benchmarks/scaling.py` trained six shapes for up to four numbers of tokens, with a small tokenizer, each run with a schedule of its own. Here is what it found. (A run in the middle of a longer schedule
 # does not count: its rate has not come down yet, and it looks worse than a run that was meant to end there.)
 
 # %%
@@ -1475,7 +1475,7 @@ def fit_power_law(
 
 
 # %% [markdown]
-# First on numbers whose law we know. Then on the runs, without the two that are held out: one model larger than any in the fit, and one run longer than any. **Predict** how far off the two predictions will be.
+# First on numbers whose law we know. Then on the runs, without the two that are held out: one model larger than any in the fit, and one run that spends more operations than any. **Predict** how far off the two predictions will be.
 
 # %%
 law = {"E": 0.4, "A": 30.0, "a": 0.4, "B": 80.0, "b": 0.3}
@@ -1493,7 +1493,7 @@ error = {k: predict_loss(law, r["weights"], r["tokens"]) / r["bpb"] - 1 for k, r
 print(f"in the fit: mean error {sum(abs(error[k]) for k in error if k not in held) / len(inside):.1%}")
 for k in sorted(held & table.keys()):
     print(f"held out, {k[0]} layers, width {k[1]}, {k[2]:,} tokens: predicted {table[k]['bpb'] * (1 + error[k]):.3f}, measured {table[k]['bpb']:.3f} ({error[k]:+.1%})")
-assert all(abs(error[k]) < 0.15 for k in held & table.keys())
+assert len(held & table.keys()) == 2 and all(abs(error[k]) < 0.08 for k in held)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.1), layout="constrained")
@@ -1515,7 +1515,8 @@ figure(fig, caption="What operations buy, by shape of the model (left; dashed: t
 
 
 # %% [markdown]
-# SCALING_PROSE
+# The larger model is predicted to the third digit. The run with the most operations came out *better* than predicted, by 5%: two and a half times the mean error of the fit. That is the finding to keep. The law adds a term for size and a term for tokens, as if each shape gained
+# the same from twice the tokens; in the table larger shapes gain more (compare the ratios of the first row and the third). Outside of what it has seen, the law is off in a direction that nothing in the fit announced.
 #
 # From the law follows the best split. Minimise $A N^{-a} + B D^{-b}$ while $6ND = C$ stays fixed: put $D = C/6N$, set the derivative to zero, and get
 #
@@ -1542,10 +1543,10 @@ for flops in (1e11, 1e12, 1e13):
 
 
 # %% [markdown]
-# The optimum is flat: half the size or twice it costs little. For web text and large models Hoffmann and others found about 20 tokens a weight, and that is the ratio of nanochat's runs. Our own world gives another number: the text is poorer, the
-# models are tiny, and the law was measured on runs of a few minutes. What carries over is the method, not the number.
+# Ten times the operations should go almost entirely into tokens, says the law, since its exponent of size is so much larger than that of tokens: width 32 is a wall, and behind it size matters little to runs as short as these. For web text and large models
+# Hoffmann and others found the two exponents about equal, and so about 20 tokens a weight at every size; that is the ratio of nanochat's runs. What carries over is the method, not the number.
 #
-# **Traps of scaling laws.** All were met by people who published one. A rate that was tuned for one size makes the others look bad: at twice our rate the model of two layers and width 128 needs SCALING_RATE. A schedule that is cut off makes short runs look bad. The seed alone moves a result (three seeds of one run here: SCALING_SEEDS). And a law is only tested by a run it has
+# **Traps of scaling laws.** All were met by people who published one. A rate that was tuned for one size makes the others look bad: at twice our rate the model of two layers and width 128 ends at 3.32 bits in place of 2.28, while width 64 still gains a little. A schedule that is cut off makes short runs look bad. The seed alone moves a result (three seeds of one run here: 2.07, 2.08, 2.11). And a law is only tested by a run it has
 # not seen.
 #
 # ## At scale: what will it cost?
