@@ -35,7 +35,9 @@ import os, sys
 path, careful = sys.argv[1], sys.argv[2] == "careful"
 for n in range(10**9):
     name = path + ".tmp" if careful else path
-    with open(name, "wb") as f: f.write(bytes([n % 256]) * 20_000_000)
+    piece = bytes([n % 256]) * 1_000_000
+    with open(name, "wb") as f:
+        for _ in range(20): f.write(piece)
     if careful: os.replace(name, path)
 """
 
