@@ -221,7 +221,9 @@ def resume(
     """Go on from a stage's newest checkpoint: weights, optimizer, place in the data, random numbers.
 
     `UserError` when it is damaged, or belongs to another model, tokenizer or data."""
-    if last_step(stage.path) is None: return {"step": 0, "tokens": 0, "seconds": 0.0, "scale": None}
+    if last_step(stage.path) is None:
+        stage.rewind(0)                      # killed before the first checkpoint: it all begins again
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "scale": None}
     found = load_checkpoint(stage.path, model=model, optimizer=optimizer, fingerprint=fingerprint)
     (rank, _, world), extra = ranks(), found["extra"]
     if not extra.keys() >= {"loader", "done"}:

@@ -144,6 +144,14 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path):
     assert all(losses[k] == full[k] for k in losses.keys() & full.keys()) and len(losses) >= 6
 
 
+def test_a_kill_before_the_first_checkpoint_leaves_no_line_in_the_log(tmp_path):
+    stage = stage_of(tmp_path)
+    with pytest.raises(Stop): run_fit(stage, die_at=1)               # one step is logged, none is saved
+    assert [r["step"] for r in stage.records()] == [1] and last_step(stage.path) is None
+    run_fit(stage)
+    assert [r["step"] for r in stage.records()] == list(range(1, 9))
+
+
 def test_a_checkpoint_is_on_disk_before_an_evaluator_runs(tmp_path):
     stage = stage_of(tmp_path)
     seen = []
@@ -416,7 +424,7 @@ def test_loss_scale_halves_and_doubles_by_itself():
 
 def test_float16_follows_float32():
     def last(model, **options):
-        return [r.loss for r in train(model, AdamW(model.parameters(), lr=0.01), Loader(rows(), 4, seed=0), steps=12, schedule=lambda i: 1.0, **options)]
+        return [r.loss for r in train(model, AdamW(model.parameters(), lr=0.01), Loader(rows(4), 4, seed=0), steps=12, schedule=lambda i: 1.0, **options)]
     full, low = last(tiny()), last(half(), scale=LossScale())
     assert low == pytest.approx(full, abs=0.03) and full[-1] < full[0] - 0.05
 
@@ -424,7 +432,7 @@ def test_float16_follows_float32():
 def test_an_overflow_skips_the_update_and_goes_on():
     model, scale = half(), LossScale(factor=2.0**60)
     before = [p.clone() for p in model.parameters()]
-    run = train(model, AdamW(model.parameters(), lr=0.01), Loader(rows(), 4, seed=0), steps=60, schedule=lambda i: 1.0, scale=scale)
+    run = train(model, AdamW(model.parameters(), lr=0.01), Loader(rows(4), 4, seed=0), steps=60, schedule=lambda i: 1.0, scale=scale)
     next(run)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before)) and scale.state[0] == 2.0**59
     records = list(run)
