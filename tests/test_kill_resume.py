@@ -31,7 +31,7 @@ rows = Rows(tokens[:, :-1].int(), tokens[:, 1:].int())
 def stage_of(name): return Run(name, home=home).stage("base", {"steps": STEPS}, None, "rows")
 
 def run(name, seed):
-    "One process's attempt at the whole run; other first weights each time, which must not matter."
+    "One process's attempt at the whole run; with a checkpoint to go on from, other first weights must not matter."
     torch.manual_seed(0)
     random.seed(0)
     model = GPT(config_for(1, 64, 16, head_dim=32), seed)
@@ -68,7 +68,7 @@ compared = []
 while made < kills or not compared:
     name, attempt, done = f"killed{attempt}", attempt + 1, False
     while not done:
-        pid = child(name, 7 + made)
+        pid = child(name, 7 + made if steps_in(stage_of(name).path) else 0)      # nothing saved: the same run from its beginning
         if made < kills:                       # mostly early, so that most legs end in a kill
             time.sleep(usual * dice.uniform(0.02, 0.5))
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
