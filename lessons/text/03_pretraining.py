@@ -289,8 +289,8 @@ ax.axhline(floor, linestyle="--", color="gray", label="entropy of the text")
 ax.set(xlabel="step", ylabel="bits per byte", ylim=(0, None))
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="One batch, learned by heart.",
-       alt="The loss on the batch falls from 8 bits in an S-shaped curve to below the dashed line of the entropy; the loss on held-out text first falls "
-           "to about 5 bits and then rises.")
+       alt="The loss on the batch falls from 8 bits to below the dashed line of the entropy; the loss on held-out text first falls "
+           "to 4.3 bits and then rises to almost 9.")
 
 # %% [markdown]
 # The batch falls below the floor, this time without a bug: memory needs no understanding. Held-out text tells the two apart, and gets worse
@@ -1517,7 +1517,7 @@ figure(fig, caption="What operations buy, by shape of the model (left; dashed: t
 
 
 # %% [markdown]
-# The larger model is predicted to the third digit. The run with the most operations came out *better* than predicted, by 5%: two and a half times the mean error of the fit. That is the finding to keep. The law adds a term for size and a term for tokens, as if each shape gained
+# The larger model is predicted to the third digit. The run with the most operations came out *better* than predicted, by 5%: more than twice the mean error of the fit. That is the finding to keep. The law adds a term for size and a term for tokens, as if each shape gained
 # the same from twice the tokens; in the table larger shapes gain more (compare the ratios of the first row and the third). Outside of what it has seen, the law is off in a direction that nothing in the fit announced.
 #
 # From the law follows the best split. Minimise $A N^{-a} + B D^{-b}$ while $6ND = C$ stays fixed: put $D = C/6N$, set the derivative to zero, and get
