@@ -16,7 +16,9 @@ import sys
 KILLS = int(os.environ.get("NANOCHAT_KILLS", "3"))
 
 DRIVER = """
-import json, os, random, signal, sys, time, torch
+import json, os, random, signal, sys, time
+import numpy as np
+import torch
 from nanochat.checkpoint import Run, load_checkpoint, steps_in
 from nanochat.data import Loader, Rows
 from nanochat.gpt import GPT, config_for
@@ -33,9 +35,10 @@ def stage_of(name): return Run(name, home=home).stage("base", {"steps": STEPS}, 
 def run(name, seed):
     "One process's attempt at the whole run; with a checkpoint to go on from, other first weights must not matter."
     torch.manual_seed(0)
+    np.random.seed(0)
     random.seed(0)
     model = GPT(config_for(1, 64, 16, head_dim=32), seed)
-    noisy = lambda x, y: model(x, y) * (0.9 + 0.1 * torch.rand(()) + 0.1 * random.random())
+    noisy = lambda x, y: model(x, y) * (0.9 + 0.1 * torch.rand(()) + 0.1 * random.random() + 0.1 * np.random.rand())
     fit(stage_of(name), model, make_optimizer(model), Loader(rows, 3, seed=1), steps=STEPS, schedule=lambda t: 1 - t / STEPS,
         save_every=2, accumulate=2, forward=noisy, evaluators={"e": lambda m: {"x": torch.rand(100).mean().item()}}, eval_every=5)
 
