@@ -170,18 +170,25 @@ def save_checkpoint(
     for old in steps_in(folder)[:-keep]: _discard(folder / _step_name(old))
     return final
 
-# %% ../lessons/02e_checkpoints.ipynb #e73c8fc4
-def _read(path: Path):
-    "The content of one file of a checkpoint. `UserError` when it is missing or cut off."
+# %% ../lessons/02e_checkpoints.ipynb #3e028047
+def _damaged(path: Path, reason: str) -> UserError:
+    "The clear line for a file of a checkpoint that cannot be used."
+    return UserError(f"{path} {reason}; delete the folder {path.parent} "
+                     "to go on from the checkpoint before it")
+
+def _read(path: Path, keys: set = frozenset()):
+    "The content of one file of a checkpoint. `UserError` when it is missing, cut off, or no dict."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     try:
-        if path.suffix == ".json": return json.loads(path.read_text(encoding="utf-8"))
-        return load_file(path)
-    except FileNotFoundError: reason = "is missing"
-    except (SafetensorError, ValueError) as e: reason = f"is damaged ({str(e)[:80]})"
-    raise UserError(f"{path} {reason}; delete the folder {path.parent} "
-                    "to go on from the checkpoint before it")
+        if path.suffix != ".json": return load_file(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e: raise _damaged(path, "is missing") from e
+    except (SafetensorError, ValueError, RecursionError) as e:
+        raise _damaged(path, f"is damaged ({str(e).splitlines()[0][:80]})") from e
+    if not isinstance(content, dict) or not content.keys() >= keys:
+        raise _damaged(path, f"does not hold {', '.join(sorted(keys))}")
+    return content
 
 def _check_shapes(stored: dict[str, Tensor], model, where: Path) -> None:
     "`UserError` that names the first weight in which a stored model and ours differ."
@@ -208,7 +215,8 @@ def load_weights(
     path = folder / _step_name(step)
     if not path.is_dir():
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {steps_in(folder)}")
-    meta, weights = _read(path / "meta.json"), _read(path / "model.safetensors")
+    meta = _read(path / "meta.json", {"step", "fingerprint", "extra"})
+    weights = _read(path / "model.safetensors")
     if fingerprint and meta["fingerprint"] and fingerprint != meta["fingerprint"]:
         raise UserError(f"{path} was trained with another tokenizer ({meta['fingerprint'][:8]}, "
                         f"yours is {fingerprint[:8]}); use the tokenizer of that run")
@@ -228,13 +236,20 @@ def load_checkpoint(
 ) -> dict:                           # as `load_weights`, and optimizer, rng (for `set_rng_state`)
     "Read all that is needed to train on. `UserError` when it is absent, damaged or does not fit."
     found = load_weights(folder, step, model=model, fingerprint=fingerprint)
-    tensors = _read(found["path"] / "training.safetensors")
-    found |= join_tensors(_read(found["path"] / "training.json"), tensors)
+    tensors, path = _read(found["path"] / "training.safetensors"), found["path"] / "training.json"
+    plain = _read(path)
+    try: training = join_tensors(plain, tensors)
+    except (KeyError, TypeError, ValueError) as e:
+        raise _damaged(path, "does not fit the tensors beside it") from e
+    if not training.keys() >= {"optimizer", "rng"}: raise _damaged(path, "lacks optimizer or rng")
     if optimizer is not None:
-        if found["optimizer"] is None:
+        if training["optimizer"] is None:
             raise UserError(f"{found['path']} holds no optimizer; start a new stage from it")
-        optimizer.load_state_dict(found["optimizer"])
-    return found
+        try: optimizer.load_state_dict(training["optimizer"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{found['path']} was written with another optimizer; use the recipe "
+                            "it was trained with, or --name NEW") from e
+    return found | training
 
 # %% ../lessons/02e_checkpoints.ipynb #41563a3f
 def _changes(old, new, at: str = "") -> list[str]:

@@ -158,6 +158,63 @@ def test_damaged_files_are_named(tmp_path, name, damage):
     assert name in str(e.value) and "delete the folder" in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("name,content", [
+    ("meta.json", "[]"), ("meta.json", "{}"), ("meta.json", "7"), ("meta.json", '{"step": 1}'), ("meta.json", "[" * 100_000),
+    ("training.json", "{}"), ("training.json", '{"tensor": "gone"}'), ("training.json", '{"items": [["optimizer", {"tensor": "gone"}]]}'),
+    ("training.json", '{"items": [["a", 1]]}'), ("training.json", '{"a": 1, "b": 2}'), ("training.json", '{"set": []}'),
+    ("training.json", '{"items": [["optimizer", {"items": []}], ["rng", null]]}'),
+])
+def test_json_of_somebody_else_is_refused_in_one_line(tmp_path, name, content):
+    model, optimizer = small()
+    train(model, optimizer, 1)
+    path = c.save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer)
+    (path / name).write_text(content)
+    with pytest.raises(UserError) as e: c.load_checkpoint(tmp_path, model=model, optimizer=optimizer)
+    assert "\n" not in str(e.value) and "step_000001" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "meta.json"])
+def test_a_checkpoint_of_somebody_else_executes_nothing(tmp_path, name):
+    "A pickle that would write a file stands in the place of each file in turn."
+    import pickle
+    class Evil:
+        def __reduce__(self): return Path.write_text, (tmp_path / "was_here", "x")
+    payload = pickle.dumps({"w": Evil()})
+    pickle.loads(payload)
+    assert (tmp_path / "was_here").exists()                               # the payload works
+    (tmp_path / "was_here").unlink()
+    model, optimizer = small()
+    train(model, optimizer, 1)
+    path = c.save_checkpoint(tmp_path / "run", 1, model=model, optimizer=optimizer)
+    (path / name).write_bytes(payload)
+    with pytest.raises(UserError, match="damaged"): c.load_checkpoint(tmp_path / "run", model=model, optimizer=optimizer)
+    torch.save({"w": torch.ones(1)}, path / name)                         # nor a zip of torch's
+    with pytest.raises(UserError, match="damaged"): c.load_checkpoint(tmp_path / "run", model=model, optimizer=optimizer)
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_an_empty_checkpoint_folder_is_named(tmp_path):
+    (tmp_path / "step_000004").mkdir()
+    with pytest.raises(UserError, match="meta.json is missing; delete the folder .*step_000004"): c.load_weights(tmp_path)
+
+
+def test_another_optimizer_is_named(tmp_path):
+    model, optimizer = small()
+    train(model, optimizer, 1)
+    c.save_checkpoint(tmp_path, 1, model=model, optimizer=optimizer)
+    two_groups = torch.optim.AdamW([{"params": model[0].parameters()}, {"params": model[2].parameters()}])
+    with pytest.raises(UserError, match="another optimizer.*--name NEW"): c.load_checkpoint(tmp_path, optimizer=two_groups)
+
+
+def test_bfloat16_weights_load_into_a_float32_model(tmp_path):
+    model, _ = small()
+    c.save_checkpoint(tmp_path, 1, model={k: v.bfloat16() for k, v in model.state_dict().items()})
+    other, _ = small(seed=3)
+    c.load_weights(tmp_path, model=other)
+    assert all(p.dtype == torch.float32 for p in other.parameters()) and other(torch.ones(1, 3)).isfinite().all()
+    assert torch.equal(other[0].weight, model[0].weight.bfloat16().float())
+
+
 def test_other_shapes_names_and_tokenizers(tmp_path):
     model, optimizer = small()
     c.save_checkpoint(tmp_path, 1, model=model, fingerprint="a" * 64)

@@ -12,13 +12,76 @@
 # * tell two runs apart by a hash of all that decides their result;
 # * stop a program politely with Ctrl-C.
 #
-# You have read 02b (the place in the data) and 02d (what an optimizer remembers). Reading takes 25 minutes, doing 40, computing
+# You have read 02b (the place in the data) and 02d (what an optimizer remembers). Reading takes 30 minutes, doing 40, computing
 # under 20 seconds.
 
 # %%
 #| default_exp checkpoint
 
 # %% [markdown]
+# ## A torn file
+#
+# Begin with a crash. A program writes its state again and again into one file of 20 MB, all bytes of it the same number, and is killed
+# at a random moment. The careless one opens the file and writes. **Predict**: how often is the file whole afterwards?
+
+# %%
+import os, random, subprocess, sys, tempfile, time
+from pathlib import Path
+
+from nanochat.workshop import by_tier, figure, seed_all
+
+WRITER = """
+import os, sys
+path, careful = sys.argv[1], sys.argv[2] == "careful"
+for n in range(10**9):
+    name = path + ".tmp" if careful else path
+    piece = bytes([n % 256]) * 1_000_000
+    with open(name, "wb") as f:
+        for _ in range(20): f.write(piece)
+    if careful: os.replace(name, path)
+"""
+
+def killed_while_writing(how: str, folder: str) -> bytes:
+    "What stands in the file after its writer was killed."
+    path = Path(folder, how)
+    path.unlink(missing_ok=True)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), how])
+    while not path.exists() or path.stat().st_size < 20_000_000: time.sleep(0.001)      # the first one is whole
+    time.sleep(random.uniform(0.02, 0.1))
+    writer.kill()
+    writer.wait()
+    return path.read_bytes()
+
+whole = lambda data: len(data) == 20_000_000 and len(set(data)) == 1
+
+# %%
+random.seed(0)
+sizes, good = {"careless": [], "careful": []}, {"careless": 0, "careful": 0}
+with tempfile.TemporaryDirectory() as folder:
+    while len(sizes["careless"]) < by_tier(5, 12) or (good["careless"] == len(sizes["careless"]) < 60):
+        for how in sizes:
+            data = killed_while_writing(how, folder)
+            sizes[how].append(len(data) / 1e6)
+            good[how] += whole(data)
+for how in sizes: print(f"{how}: {good[how]} of {len(sizes[how])} files are whole")
+assert good["careful"] == len(sizes["careful"]) and good["careless"] < len(sizes["careless"])
+
+# %%
+import matplotlib.pyplot as plt
+
+fig, ax = plt.subplots(figsize=(5.5, 2.3), layout="constrained")
+for (how, mb), mark in zip(sizes.items(), ("x", "o")): ax.plot(range(1, len(mb) + 1), mb, mark, label=how)
+ax.set(xlabel="kill", ylabel="MB in the file", ylim=(-1, 23))
+ax.legend(frameon=False, fontsize=8, loc="center right")
+figure(fig, caption="What a kill leaves. Only 20 MB is a file.",
+       alt="Circles of the careful writer all lie at 20 MB. Crosses of the careless one lie mostly between 0 and 20 MB.")
+
+# %% [markdown]
+# Opening a file for writing empties it. From that moment until the last byte there is neither the old state nor the new one, and a program
+# that saves often spends much of its time there. The careful writer differs by two lines: it writes beside the file, under another name, and
+# *renames*. A rename happens or does not; there is no moment in between. Lesson 00a made that a function for one file, `atomic_write`. A checkpoint is
+# several files, and must be whole as a set. First, what belongs into it?
+#
 # ## What must be stored?
 #
 # "The weights", most people say. Let us see. A tiny model learns to predict the next of 16 tokens. We train it for 60 steps
@@ -32,7 +95,6 @@ import torch
 from torch import nn
 
 from nanochat.data import Loader, Rows
-from nanochat.workshop import figure, seed_all
 
 def setting():
     seed_all(0)
@@ -69,8 +131,6 @@ for what in ("weights", "weights, optimizer", "everything"):
 assert resumed["everything"] == unbroken[30:] and resumed["weights"] != unbroken[30:]
 
 # %%
-import matplotlib.pyplot as plt
-
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
 for (what, losses), style in zip(resumed.items(), ("o-", "s-", "k-")):
     difference = [a - b for a, b in zip(losses, unbroken[30:])]
@@ -85,8 +145,18 @@ figure(fig, caption="Three ways to resume at step 30, against the run that was n
 # Only "everything" is the same run: equal in every digit. The others are not wrong at once, and that is what makes them
 # dangerous. They see some rows twice and others never, and Adam begins again with averages of nothing.
 #
-# Everything means: weights, the optimizer's state, the place in the data, the random numbers, the step, and what the model
-# needs to be built again. Here are the imports of the module that stores it.
+# Everything means:
+#
+# | what | without it |
+# |---|---|
+# | weights | there is nothing |
+# | optimizer: moments and their counters | Adam begins again, and its first steps are large (02d) |
+# | place in the data | some rows twice, others never |
+# | random numbers, of every generator | another order, other dropout, other samples |
+# | counters: step, tokens, seconds | the schedule starts anew, the bill is wrong |
+# | sizes of the model, and the tokenizer's fingerprint | nobody can build it, or it reads nonsense |
+#
+# Here are the imports of the module that stores it.
 
 # %%
 #| export
@@ -102,13 +172,44 @@ from torch import Tensor
 from nanochat import workshop
 from nanochat.workshop import UserError, atomic_write, disk_error, print0, ranks
 
-
 # %% [markdown]
 # ## Tensors apart from the rest
 #
-# PyTorch's own format, `torch.save`, is a pickle. Reading a pickle may run any code its author put in: a checkpoint from the
-# internet is then a program from the internet. So we store tensors as *safetensors*, a format that holds tensors and nothing
-# else, and the rest as JSON.
+# PyTorch's own format, `torch.save`, is a pickle. A pickle is not data but a list of instructions, and one of them is "call this function".
+# Here is a "checkpoint" that somebody sends you.
+
+# %%
+import pickle
+
+class Gift:
+    "Says what to call when it is unpickled. It could be anything; this one only prints."
+    def __reduce__(self): return print, ("code of a stranger is running",)
+
+sent = pickle.dumps({"weight": [1.0, 2.0], "gift": Gift()})
+content = pickle.loads(sent)
+print("what you see afterwards:", content)
+assert content["gift"] is None
+
+# %% [markdown]
+# You wanted two numbers and ran a program. (PyTorch refuses this by default since version 2.6, with `weights_only`; published nanochat unpickles its
+# tokenizer to this day.) We store tensors as *safetensors*, a format that holds tensors and nothing else, and the rest as JSON. The whole format: eight bytes with the length of a header, the header in JSON,
+# and the numbers. You can read it by hand.
+
+# %%
+from safetensors.torch import save as to_safetensors
+
+raw = to_safetensors({"w": torch.tensor([1.0, 2.0, 3.0]), "n": torch.tensor([7])})
+length = int.from_bytes(raw[:8], "little")
+header, body = json.loads(raw[8:8 + length]), raw[8 + length:]
+print(header)
+begin, end = header["w"]["data_offsets"]
+by_hand = torch.frombuffer(bytearray(body[begin:end]), dtype=torch.float32)
+print("w:", by_hand.tolist())
+assert by_hand.tolist() == [1.0, 2.0, 3.0]
+
+
+# %% [markdown]
+# There is no place in it where an instruction could stand.
 #
 # An optimizer's state is a nest of dicts with tensors here and numbers there. We take the tensors out, leave a note where
 # each one was, and put them back when reading. JSON knows neither tuples nor keys that are numbers, so those are noted too.
@@ -221,8 +322,6 @@ def last_step(
 
 
 # %%
-import tempfile
-
 with tempfile.TemporaryDirectory() as folder:
     for name in ("step_000009", "step_999999", "step_1000000", ".step_2000000.tmp", "step_5_old"):
         Path(folder, name).mkdir()
@@ -233,9 +332,8 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## A folder that is whole or absent
 #
-# A large checkpoint takes minutes to write, so one day the program will be killed in the middle of it. Half a checkpoint
-# under the right name is worse than none: the next run would load it. You know the cure for a file from lesson 00a; for a
-# folder it is the same. Write into a folder with a temporary name, flush every file, rename the folder.
+# A large checkpoint takes a while to write, so one day the program will be killed in the middle of it. Half a checkpoint
+# under the right name is worse than none: the next run would load it. The cure is that of the careful writer, for a folder: write into a folder with a temporary name, flush every file, rename the folder.
 #
 # safetensors insists that each tensor has memory of its own. Views and tied weights do not, so they are copied.
 
@@ -387,12 +485,37 @@ for step in (5, 10, 15):
 print(steps_in(store), sorted(p.name for p in path.iterdir()))
 assert steps_in(store) == [10, 15]
 
-
 # %% [markdown]
 # Three were saved, two are kept: one to go on from, and one before it in case of doubt. Old ones go only after the new one
 # is on the disk. Weights and training state are separate files, since a chat needs the first and not the second, which is
-# twice as large.
-#
+# twice as large. A real model shows the proportions.
+
+# %%
+from nanochat.gpt import GPT, config_for
+from nanochat.optim import AdamW
+
+gpt = GPT(config_for(2, 257, 64, head_dim=64))
+adam, x = AdamW(gpt.parameters(), lr=0.001), torch.zeros(1, 8, dtype=torch.long)
+gpt(x, x).backward()
+adam.step()
+with tempfile.TemporaryDirectory() as folder:
+    path = save_checkpoint(folder, 1, model=gpt, optimizer=adam, extra={"config": gpt.config.to_dict()})
+    bytes_of = {p.name: p.stat().st_size for p in sorted(path.iterdir(), key=lambda p: -p.stat().st_size)}
+weights = 4 * gpt.num_params()["total"]
+print(bytes_of, f"  weights: {weights:,} bytes")
+assert weights < bytes_of["model.safetensors"] < 1.01 * weights and 1.9 < bytes_of["training.safetensors"] / weights < 2.1
+
+# %%
+fig, ax = plt.subplots(figsize=(5.5, 1.9), layout="constrained")
+bars = ax.barh(list(bytes_of), [b / 1e3 for b in bytes_of.values()], color=["#f58518", "#4c78a8", "#f58518", "#4c78a8"])
+ax.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+ax.invert_yaxis()
+ax.set(xlabel="kB", xlim=(0, 1.15 * max(bytes_of.values()) / 1e3))
+figure(fig, caption="A checkpoint of a model with half a million weights. Blue is needed to use it, orange to train on.",
+       alt="Four bars: the training tensors are about twice as long as the model's; the two JSON files are too small to see.")
+
+
+# %% [markdown]
 # ## Loading, and refusing
 #
 # Loading is where mistakes of the past come to light: a file was cut off by a full disk, the recipe changed since, the
@@ -401,17 +524,24 @@ assert steps_in(store) == [10, 15]
 
 # %%
 #| export
-def _read(path: Path):
-    "The content of one file of a checkpoint. `UserError` when it is missing or cut off."
+def _damaged(path: Path, reason: str) -> UserError:
+    "The clear line for a file of a checkpoint that cannot be used."
+    return UserError(f"{path} {reason}; delete the folder {path.parent} "
+                     "to go on from the checkpoint before it")
+
+def _read(path: Path, keys: set = frozenset()):
+    "The content of one file of a checkpoint. `UserError` when it is missing, cut off, or no dict."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     try:
-        if path.suffix == ".json": return json.loads(path.read_text(encoding="utf-8"))
-        return load_file(path)
-    except FileNotFoundError: reason = "is missing"
-    except (SafetensorError, ValueError) as e: reason = f"is damaged ({str(e)[:80]})"
-    raise UserError(f"{path} {reason}; delete the folder {path.parent} "
-                    "to go on from the checkpoint before it")
+        if path.suffix != ".json": return load_file(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e: raise _damaged(path, "is missing") from e
+    except (SafetensorError, ValueError, RecursionError) as e:
+        raise _damaged(path, f"is damaged ({str(e).splitlines()[0][:80]})") from e
+    if not isinstance(content, dict) or not content.keys() >= keys:
+        raise _damaged(path, f"does not hold {', '.join(sorted(keys))}")
+    return content
 
 def _check_shapes(stored: dict[str, Tensor], model, where: Path) -> None:
     "`UserError` that names the first weight in which a stored model and ours differ."
@@ -449,7 +579,8 @@ def load_weights(
     path = folder / _step_name(step)
     if not path.is_dir():
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {steps_in(folder)}")
-    meta, weights = _read(path / "meta.json"), _read(path / "model.safetensors")
+    meta = _read(path / "meta.json", {"step", "fingerprint", "extra"})
+    weights = _read(path / "model.safetensors")
     if fingerprint and meta["fingerprint"] and fingerprint != meta["fingerprint"]:
         raise UserError(f"{path} was trained with another tokenizer ({meta['fingerprint'][:8]}, "
                         f"yours is {fingerprint[:8]}); use the tokenizer of that run")
@@ -481,13 +612,20 @@ def load_checkpoint(
 ) -> dict:                           # as `load_weights`, and optimizer, rng (for `set_rng_state`)
     "Read all that is needed to train on. `UserError` when it is absent, damaged or does not fit."
     found = load_weights(folder, step, model=model, fingerprint=fingerprint)
-    tensors = _read(found["path"] / "training.safetensors")
-    found |= join_tensors(_read(found["path"] / "training.json"), tensors)
+    tensors, path = _read(found["path"] / "training.safetensors"), found["path"] / "training.json"
+    plain = _read(path)
+    try: training = join_tensors(plain, tensors)
+    except (KeyError, TypeError, ValueError) as e:
+        raise _damaged(path, "does not fit the tensors beside it") from e
+    if not training.keys() >= {"optimizer", "rng"}: raise _damaged(path, "lacks optimizer or rng")
     if optimizer is not None:
-        if found["optimizer"] is None:
+        if training["optimizer"] is None:
             raise UserError(f"{found['path']} holds no optimizer; start a new stage from it")
-        optimizer.load_state_dict(found["optimizer"])
-    return found
+        try: optimizer.load_state_dict(training["optimizer"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{found['path']} was written with another optimizer; use the recipe "
+                            "it was trained with, or --name NEW") from e
+    return found | training
 
 
 # %%
@@ -501,6 +639,9 @@ print(twin.param_groups[0]["lr"], torch.equal(other.weight, model.weight))
 assert torch.equal(other.weight, model.weight)                       # one more step, the same in every digit
 
 # %% [markdown]
+# The learning rate in the second line came back too: 0.1, and not the 0.5 that the twin was built with. That is right for a resume and a trap
+# for everything else. Who wants other rates starts a new stage from the weights.
+#
 # And a checkpoint that was cut off? We cut one.
 
 # %%
@@ -510,6 +651,15 @@ try: load_weights(store)
 except UserError as e: print(str(e).replace(store, "FOLDER"))
 else: raise AssertionError("half a file must be refused")
 assert load_weights(store, step=10)["step"] == 10
+
+# %% [markdown]
+# And the stranger's pickle, under the name of a safetensors file? The eight bytes it begins with are no sensible length.
+
+# %%
+victim.write_bytes(sent)
+try: load_weights(store)
+except UserError as e: print(str(e).replace(store, "FOLDER"))
+else: raise AssertionError("a pickle must be refused")
 shutil.rmtree(store)
 
 
@@ -562,6 +712,37 @@ one = Stage("base", {"recipe": {"depth": 4, "lr": 0.02}, "seed": 0})
 two = Stage("base", {"seed": 0, "recipe": {"lr": 0.01, "depth": 4}})
 print(one, two, _changes(one.identity, two.identity))
 assert one.hash != two.hash and _changes(one.identity, two.identity) == ["recipe.lr: 0.02 -> 0.01"]
+
+
+# %% [markdown]
+# The order of the keys does not matter (they are sorted first), and one digit changes everything: sha256 scrambles its input so that on average half of the
+# 256 bits of the result flip. So eight letters of the hash are enough to tell your runs apart. And the parent in the identity makes a chain. **Predict**: you change the seed of midtraining. Which stages
+# must be done again?
+
+# %%
+def hashes(change: tuple = ()) -> list[str]:
+    "The hashes of four stages, each built on the one before, with one (stage, key) changed."
+    made, parent = [], None
+    for name in ("tokenizer", "base", "mid", "sft"):
+        identity = {"recipe": {"lr": 0.02}, "seed": 0, "data": "world", "parent": parent}
+        if change and change[0] == name: identity[change[1]] = "another"
+        made.append(parent := Stage(name, identity).hash)
+    return made
+
+bits = bin(int(hashes()[0], 16) ^ int(hashes(("tokenizer", "seed"))[0], 16)).count("1")
+changes = [("tokenizer", "data"), ("base", "recipe"), ("mid", "seed"), ("sft", "data")]
+redone = [[a != b for a, b in zip(hashes(), hashes(change))] for change in changes]
+print(f"{bits} of 256 bits flip")
+assert redone[2] == [False, False, True, True] and 90 < bits < 166
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 2.2), layout="constrained")
+ax.imshow(redone, cmap="Oranges", vmin=0, vmax=1.5, aspect="auto")
+ax.set(xticks=range(4), xticklabels=("tokenizer", "base", "mid", "sft"), yticks=range(4), yticklabels=[f"{k} of {n}" for n, k in changes], ylabel="changed")
+for i, row in enumerate(redone):
+    for j, again in enumerate(row): ax.text(j, i, "again" if again else "kept", ha="center", va="center", fontsize=8)
+figure(fig, caption="What a change costs: a stage and everything that was built on it.",
+       alt="A triangle: changing the tokenizer's data means all four stages again; the recipe of base three; the seed of mid two; the data of sft only sft.")
 
 
 # %% [markdown]
@@ -854,26 +1035,77 @@ assert saved == [4, 8, 10] and seen == list(range(1, 10))
 # %% [markdown]
 # 130 is what programs return that were ended by Ctrl-C, so a script around ours can tell "stopped" from "failed".
 #
-# ## At scale
+# ## At scale: how often?
 #
-# How large is a checkpoint, and how often should you write one? The 20-layer model has 561 million weights in float32. Adam
-# keeps two more numbers for each of its weights, Muon one. A cautious count is three numbers for each weight.
+# The 20-layer model has 561 million weights in float32, and Adam keeps two more numbers for each. (Muon keeps one; three numbers for each weight is a cautious count.) That is
+# 6.7 GB a checkpoint. Writing costs time, and so does a crash: on average it falls in the middle between two checkpoints, and half an interval is lost.
+#
+# Let a checkpoint take $s$ seconds, let a crash come every $M$ seconds on average, and let us save every $t$ seconds. The share of time lost is
+#
+# $$\frac st + \frac t{2M}, \qquad \text{smallest where } -\frac s{t^2} + \frac1{2M} = 0, \text{ that is } t = \sqrt{2sM} .$$
+#
+# Young found this in 1974. **Predict** the best interval for a disk of 1 GB a second and a crash every ten hours.
 
 # %%
-parameters, disk = 561e6, 1e9                                    # a disk that writes 1 GB a second
-size = parameters * 3 * 4
-hours, rent, every = 4, 24, 15 / 60                              # a run on 8xH100, dollars an hour, hours between
-print(f"{size / 1e9:.1f} GB, {size / disk:.0f} s to write, {hours / every:.0f} times in a run of {hours} hours")
-print(f"time for writing: {hours / every * size / disk / 3600 / hours:.1%}; "
-      f"a crash costs {rent * every / 2:.2f} dollars on average, without checkpoints {rent * hours / 2:.0f}")
-assert size / disk < 10
+parameters, disk, rent = 561e6, 1e9, 24                          # weights, bytes a second, dollars an hour for 8xH100
+write = parameters * 3 * 4 / disk                                # seconds
+share = lambda minutes, hours: write / (60 * minutes) + 60 * minutes / (2 * 3600 * hours)
+for hours in (1, 10, 100):
+    best = (2 * write * 3600 * hours) ** 0.5 / 60
+    print(f"a crash every {hours:3d} hours: save every {best:4.1f} minutes, {share(best, hours):.2%} of the time is lost, "
+          f"{share(best, hours) * 3 * rent:.2f} dollars of a run of 3 hours")
+    assert share(best, hours) <= min(share(best * f, hours) for f in (0.8, 1.25))
+
+# %%
+minutes = [1 * 1.1**i for i in range(52)]
+fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
+for hours, style in ((1, "-"), (10, "--"), (100, ":")): ax.plot(minutes, [100 * share(m, hours) for m in minutes], style, label=f"a crash every {hours} hours")
+ax.axhline(100 * write / 3600, color="none")
+ax.set(xscale="log", yscale="log", xlabel="minutes between checkpoints", ylabel="% of the time lost")
+ax.legend(frameon=False, fontsize=8)
+figure(fig, caption="Too often costs writing, too seldom costs work. The optimum is flat.",
+       alt="Three curves, each falling and then rising, on logarithmic axes; their lowest points lie near 4, 12 and 37 minutes, at about 6, 2 and 0.6 percent.")
 
 # %% [markdown]
+# A quarter of an hour is never far wrong. Published nanochat of the first era saved once, at the end: a crash in the last minute of its three hours cost all of the 73 dollars that they had cost, and with eight rented GPUs somebody has
+# that minute. Here the interval is `save_every`, in steps.
+#
 # ## Recap
 #
-# * A resume is exact when weights, optimizer, place in the data and random numbers all come back; leave one out and
-#   it is another run that looks like the old one.
-# * A checkpoint folder is written under a temporary name, flushed, and renamed: whole or absent.
-# * Tensors go to safetensors and the rest to JSON. Nothing that is read can run code.
-# * A stage's hash covers recipe, seed, data and parent; when it differs you are told which key changed.
-# * Save first, then look: evaluators see a record only when its checkpoint is on the disk.
+# 1. A resume is exact when weights, optimizer, place in the data, random numbers and counters all come back; leave one out and
+#    it is another run that looks like the old one.
+# 2. A checkpoint folder is written under a temporary name, flushed, and renamed: whole or absent. It loses its name before its files.
+# 3. Tensors go to safetensors and the rest to JSON. Nothing that is read can run code.
+# 4. A stage's hash covers recipe, seed, data and parent; when it differs you are told which key changed.
+# 5. Save first, then look: evaluators see a record only when its checkpoint is on the disk.
+#
+# ## Quiz
+#
+# <details><summary>1. You resume with weights and optimizer, and seed everything again. What is still wrong?</summary>The data begin from the start, so the first rows are read twice; and the random numbers repeat what they were before, where they should go on.</details>
+# <details><summary>2. Why flush the files before the rename, and not after?</summary>The rename may reach the disk first. After a power cut there would be a good name over empty files.</details>
+# <details><summary>3. A colleague deletes old checkpoints first, to make room. What can happen?</summary>The disk is full or the program dies while the new one is written, and there is none. Old ones go last.</details>
+# <details><summary>4. A model loads without complaint and writes nonsense. Name two checks that would have said why.</summary>The tokenizer's fingerprint, and the stage's hash (another window, another recipe).</details>
+# <details><summary>5. Two processes start the same run. The first is killed with -9. Must you delete the lock?</summary>No: the system gave it back when the process ended. Only a lock that consists of a file's existence goes stale.</details>
+#
+# ## Papers
+#
+# Young 1974, *A first order approximation to the optimum checkpoint interval*, and Daly 2006 for its refinement · Pillai and others 2014, *All file systems are not created equal* (what a crash leaves behind, and why one flushes the folder too) · the safetensors format, described in its repository · the lessons' traps are from the history of karpathy/nanochat: the newest step as text (21a7774), the prefix
+# (f1e15f5), evaluation before the checkpoint (issue 446).
+#
+# **Next:** `03_pretraining`, where the steps come from.
+#
+# ## What your package can do now
+#
+# A run with a lock, a stage with an identity, a checkpoint that survives, and a list of what there is.
+
+# %%
+with tempfile.TemporaryDirectory() as home, (mine := Run("first", home)).lock():
+    base = mine.stage("base", {"depth": 2, "steps": 1}, None, "zeros")
+    base.start()
+    save_checkpoint(base.path, 1, model=gpt, optimizer=adam, extra={"config": gpt.config.to_dict()}, fingerprint="t" * 64)
+    base.log({"step": 1, "loss": 5.549})
+    base.finish({"bpb": 8.0})
+    again = GPT(config_for(2, 257, 64, head_dim=64), seed=1)
+    found = load_checkpoint(base.path, model=again, fingerprint="t" * 64)
+    print(list_runs(home), mine.stages(), "step", found["step"], base.records())
+    assert torch.equal(again.wte.weight, gpt.wte.weight) and newest_finished("base", home).name == "first"
