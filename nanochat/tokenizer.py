@@ -192,6 +192,12 @@ def encode(self: Tokenizer, text: str) -> list[int]:
 
 
 @patch
+def decode(self: Tokenizer, ids: Sequence[int]) -> str:
+    "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
+    return self._encoding.decode(list(ids), errors="replace")
+
+# %% ../lessons/01_tokenizer.ipynb #3966d4dd
+@patch
 def _crate(self: Tokenizer):
     "The crate's encoder with our ranks, made when first needed; None where it is not built."
     if not hasattr(self, "_rust"):
@@ -207,12 +213,6 @@ def encode_batch(self: Tokenizer, texts: list[str], threads: int = 2) -> list[li
     if rust := self._crate(): return rust.batch_encode(texts, threads=threads)
     if any(len(text) > _LONG_TEXT for text in texts): return [self.encode(t) for t in texts]
     return self._encoding.encode_ordinary_batch(texts, num_threads=threads)
-
-
-@patch
-def decode(self: Tokenizer, ids: Sequence[int]) -> str:
-    "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
-    return self._encoding.decode(list(ids), errors="replace")
 
 # %% ../lessons/01_tokenizer.ipynb #606ac16f
 @cache

@@ -197,3 +197,11 @@ def test_tokenizer_trains_with_it(capsys):
 def test_stub_file_names_what_there_is():
     stub = (ROOT / "rustbpe" / "rustbpe.pyi").read_text(encoding="utf-8")
     for name in (n for n in dir(Rust) if not n.startswith("_")): assert f"def {name}(" in stub
+
+
+def test_the_built_package_ships_its_types():
+    "The stub lies beside the binary, with the marker that tells type checkers to read it."
+    import rustbpe
+    folder = Path(rustbpe.__file__).parent
+    assert (folder / "__init__.pyi").read_text(encoding="utf-8") == (ROOT / "rustbpe" / "rustbpe.pyi").read_text(encoding="utf-8")
+    assert (folder / "py.typed").is_file()

@@ -58,8 +58,9 @@ print(f"{len(number):,} words have a number; {len(unknown) / len(' '.join(fresh)
 print(unknown[:8])
 assert unknown
 
+
 # %% [markdown]
-# Nearly fifteen thousand numbers, and one word in twenty-five still falls through: it has a comma behind it, or a quotation mark, or it is rare. The real world adds names, typing errors, web addresses and a few thousand languages.
+# Over fifteen thousand numbers, and one word in eighteen falls through: it has a comma behind it, or it is rare, or it is the name of somebody new. The real world adds typing errors, web addresses and a few thousand languages.
 # Characters are no way out either: there are about 150,000, and your text shows the model hardly any of them.
 #
 # So the question of this lesson is: **what should get a number?** We want few numbers, short sequences, and no text in the world that falls through.
@@ -75,19 +76,10 @@ assert unknown
 # | up to 65,535 | 3 | `1110xxxx 10xxxxxx 10xxxxxx` |
 # | up to 1,114,111 | 4 | `11110xxx 10xxxxxx 10xxxxxx 10xxxxxx` |
 #
-# The first byte tells how many there are; every byte that goes on begins with `10`. **Predict** the number of bytes of each of these.
+# The first byte tells how many there are; every byte that goes on begins with `10`. Four lines of code follow the table. **Predict** the number of bytes of each word that the cell prints.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for text in ("cat", "café", "日本", "🙂"):
-    raw = text.encode("utf-8")
-    print(f"{len(text)} characters, {len(raw)} bytes: {list(raw)}")
-
-
-# %% [markdown]
-# The table is all there is to it. Four lines follow it, and Python agrees on every character.
-
-# %%
 def utf8(code: int) -> list[int]:
     "The UTF-8 bytes of one code point, by the table."
     if code < 128: return [code]
@@ -95,9 +87,10 @@ def utf8(code: int) -> list[int]:
     tail = [0b10000000 | code >> 6 * i & 0b111111 for i in reversed(range(n - 1))]
     return [0b111100000000 >> n & 0b11111111 | code >> 6 * (n - 1), *tail]   # 110, 1110 or 11110 in front
 
+for text in ("cat", "café", "日本", "🙂"):
+    print(f"{len(text)} characters, {len(text.encode())} bytes: {[byte for c in text for byte in utf8(ord(c))]}")
 everything = [c for c in range(0, 0x110000, 11) if not 0xD800 <= c < 0xE000]  # 0xD800... are no characters
-assert all(utf8(c) == list(chr(c).encode()) for c in everything)
-print(f"equal on {len(everything):,} characters; the first byte of an emoji is {utf8(0x1F642)[0]:08b}")
+assert all(utf8(c) == list(chr(c).encode()) for c in everything)              # Python agrees
 
 # %%
 import matplotlib.pyplot as plt
@@ -122,18 +115,6 @@ figure(fig, caption="Four characters in UTF-8. Dark bits say how long the charac
        alt="Rows of bits. The letter A: one byte, one dark bit, 0. The letter e with accent: two bytes with dark bits 110 and 10. "
            "A Japanese character: three bytes, 1110, 10, 10. A smiling face: four bytes, 11110, 10, 10, 10.")
 
-# %% [markdown]
-# **Trap.** What looks the same need not be the same bytes, and what looks like one thing need not be one character. Our tokenizer will not repair that: what the user wrote comes back exactly.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-import unicodedata
-
-one, two = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
-family = "\U0001F468\u200D\U0001F469\u200D\U0001F467"            # man, woman and girl, joined by two zero-width characters
-print("é is", list(one.encode()), "or", list(two.encode()), "- equal?", one == two)
-print("one family on the screen:", len(family), "characters,", len(family.encode()), "bytes")
-
 
 # %% [markdown]
 # Bytes are our first tokenizer, and it is finished: 256 numbers, and nothing falls through.
@@ -149,7 +130,7 @@ print(v1.encode("naïve"), "->", v1.decode(v1.encode("naïve")))
 assert all(v1.decode(v1.encode(text)) == text for text in fresh)
 
 # %% [markdown]
-# Its flaw is length. A model pays for every token, and sees only so many at once: the context of the real nanochat is 2,048 tokens, which as bytes is less than this section.
+# Its flaw is length. A model pays for every token, and sees only so many at once: the context of the real nanochat is 2,048 tokens. As bytes that is less than you have read so far.
 #
 # ## Join what stands together, by hand
 #
@@ -160,7 +141,7 @@ assert all(v1.decode(v1.encode(text)) == text for text in fresh)
 #
 # > she sells sea shells she sees the sea the shells
 #
-# **Predict** the first pair. Most people say `se` or `sh`. Then run the cell.
+# **Predict** the first pair, then run the cell.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -171,7 +152,7 @@ print(counts.most_common(6))
 
 # %% [markdown]
 # It is the space with the `s` behind it. A space is a byte like any other, and seven of the nine spaces have an `s` behind them. That pair gets the first free number, 256.
-# To replace it you go from left to right and never use a symbol twice: in `aaa` the pair `aa` *occurs* twice, but it can be *replaced* only once.
+# To replace it you go from left to right and never use a symbol twice: in `aaa` the pair `aa` *occurs* twice, but can be *replaced* only once.
 
 # %%
 #| export
@@ -244,11 +225,11 @@ figure(draw_rows(states, [f"merge {label}" if label else "bytes" for label in la
 
 
 # %% [markdown]
-# Look at the last row. Nobody told the program what a word is, yet ` she` is one token and `lls` waits to become ` shells`. Forty-eight numbers became twenty.
+# Nobody told the program what a word is, yet ` she` is one token and `lls` waits to become ` shells`. Forty-eight numbers became twenty.
 #
 # ## Version 2: merges
 #
-# Put into a class, the loop above becomes version 2. It counts in all texts at once, and remembers its merges. The two small methods on top are the places where later versions will differ.
+# Put into a class, the loop becomes version 2. It counts in all texts at once, and remembers its merges. The two small methods on top are where later versions will differ.
 
 # %%
 class MergeTokenizer(ByteTokenizer):
@@ -273,8 +254,6 @@ class MergeTokenizer(ByteTokenizer):
     def decode(self, ids: list[int]) -> str:
         return b"".join(self.tokens[i] for i in ids).decode(errors="replace")
 
-
-# %%
 v2 = MergeTokenizer().train([tongue_twister], 263)
 print(v2.merges)
 assert v2.tokens == tokens and v2.decode([260, 261]) == " shells"
@@ -297,8 +276,6 @@ def encode(self: MergeTokenizer, text: str) -> list[int]:
         ids += word
     return ids
 
-
-# %%
 for text in ("she sells shells", "the hat 🙂"):
     ids = v2.encode(text)
     print([v2.tokens[i] for i in ids])
@@ -321,7 +298,7 @@ print("with a 'the' in it:", [token.decode() for token in v2.tokens if b"the " i
 assert len(across) > 50
 
 # %% [markdown]
-# Two in five of the new tokens hold the end of a word, a space, and perhaps a beginning; and there is *the* with this before and that behind it. The model has to learn each variant anew, as if it were another word. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
+# More than a third of the new tokens hold the end of a word, a space, and perhaps a beginning; and there is *the* with this before and that behind it. The model has to learn each variant anew. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
 # pattern*. Ours is the one of nanochat: that of GPT-4 with one change, which comes below.
 
 # %%
@@ -332,7 +309,7 @@ SPLIT_PATTERN = (
 )
 
 # %% [markdown]
-# It looks worse than it is. Seven alternatives stand between the bars; at each place the first that fits takes its piece.
+# Seven alternatives stand between the bars; at each place the first that fits takes its piece.
 #
 # | alternative | takes | such as |
 # |---|---|---|
@@ -355,9 +332,9 @@ assert "".join(pieces) == sentence                                     # nothing
 
 
 # %% [markdown]
-# A space goes with the word *behind* it. So ` pay` is one piece in the middle of a sentence, and of the four spaces of the indent three stand alone and the last goes with ` won`.
+# A space goes with the word *behind* it: of the four spaces of the indent three stand alone and the last goes with ` won`.
 #
-# Version 3 differs from version 2 by one method.
+# Version 3 differs from version 2 by one method. **Predict:** which of the two makes a text shorter? The cell tries it on the stories they learned from, and on fresh ones.
 
 # %%
 class SplitTokenizer(MergeTokenizer):
@@ -366,24 +343,19 @@ class SplitTokenizer(MergeTokenizer):
 
 v3 = SplitTokenizer().train(few, 600)
 print("with a 'the' in it:", [token.decode() for token in v3.tokens if b"the" in token])
-assert not any(b" " in token[1:] for token in v3.tokens[256:] if token.strip())
-
-# %% [markdown]
-# **Predict, then run:** which of the two makes a text shorter, the one with cuts or the one without? Once on the stories they learned from, once on fresh ones.
-
-# %%
 for name, sample in (("learned from", few), ("fresh", fresh[:30])):
     size = sum(len(text.encode()) for text in sample)
     print(f"{name:12}", *(f"{label} {size / sum(len(v.encode(text)) for text in sample):.2f} bytes a token  "
                           for label, v in (("without cuts", v2), ("with cuts", v3))))
+assert not any(b" " in token[1:] for token in v3.tokens[256:] if token.strip())
 
 # %% [markdown]
-# The stories that were learned from get a percent shorter without cuts. On fresh stories the order turns round: a token such as ` the black` is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
-# model, and most pieces repeat, which will make training a hundred times faster. (It is not the last word. SuperBPE, by Liu and others 2025, goes on merging across spaces afterwards, with much more text, and reports better models.)
+# The stories that were learned from get a percent shorter without cuts. On fresh stories the order turns round: a token such as ` the silver ` is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
+# model, and most pieces repeat, which will make training fast. (It is not the last word. SuperBPE, by Liu and others 2025, goes on merging across spaces afterwards, with much more text, and reports better models.)
 #
 # ## Two digits
 #
-# GPT-2 took a run of digits as one piece, GPT-4 takes up to three, nanochat up to two. Long groups make short sequences. But each group wants a token of its own, and each token must be met often enough to be learned. The next cell counts both, for numbers drawn at random.
+# GPT-2 took a run of digits as one piece, GPT-4 takes up to three, nanochat up to two. Long groups make short sequences, but each group wants a token of its own, and must be met often enough to be learned. The next cell counts both, for numbers drawn at random.
 
 # %%
 from random import Random
@@ -395,23 +367,17 @@ for most in (1, 2, 3, 9):
     print(f"up to {most} digits: {sum(found.values()) / len(numbers):.2f} tokens a number, {len(found):6,} different tokens, "
           f"half of which occur {sorted(found.values())[len(found) // 2]:,} times or less")
 
+
 # %% [markdown]
-# From two digits to three, a number gets a quarter shorter and the typical token is seen almost twenty times less. A vocabulary of 1,024 could not even hold the 1,110 groups. Published nanochat measured a 12-layer model with a vocabulary of 32,768: 0.969 bits per byte with one digit, **0.965** with two,
+# From two digits to three, a number gets a quarter shorter and the typical token is seen eighteen times less. A vocabulary of 1,024 could not even hold the 1,110 groups. Published nanochat measured a 12-layer model with a vocabulary of 32,768: 0.969 bits per byte with one digit, **0.965** with two,
 # 0.972 with three. A small effect, and two digits win.
 #
-# One weakness they share. Groups are taken from the *left*:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for n in ("1234", "12345", "123456"): print(n, "->", regex.findall(SPLIT_PATTERN, n))
-
-
-# %% [markdown]
-# The token `12` means twelve hundred, twelve thousand or a hundred and twenty thousand. To add numbers of different lengths a model has to shift its groups. (Exercise 3 groups from the right.) It is one reason why small models are bad at sums, and why lesson 09 gives ours a calculator.
+# One weakness they share. Groups are taken from the *left*: `1234` becomes `12` `34`, and `12345` becomes `12` `34` `5`, so `12` means twelve hundred here and twelve thousand there. (Exercise 3 groups from the right.) It is one reason why small models are bad at sums, and why lesson 09 gives ours a
+# calculator.
 #
 # ## Count equal things once
 #
-# Version 3 is right, and slow: for each merge it walks through the whole text. Yet most pieces repeat. Count each *distinct* piece once, with its number of occurrences, and the text itself is no longer needed.
+# Version 3 is right, and slow: for each merge it walks through the whole text. Yet most pieces repeat. Count each *distinct* piece, and the text itself is no longer needed.
 
 # %%
 #| export
@@ -443,7 +409,7 @@ assert _count_pieces(["the cat and the hat", "the mat"], SPLIT_PATTERN)[b" the"]
 
 
 # %% [markdown]
-# The second thought: a merge changes only the pieces that hold the pair. `_PairTable` remembers where each pair occurs (`where`), so that a merge takes the old pairs of these pieces off the counts and adds the new ones. All other counts stay.
+# The second thought: a merge changes only the pieces that hold the pair. `_PairTable` remembers where each pair occurs (`where`), so that a merge recounts these pieces alone.
 
 # %%
 #| export
@@ -477,9 +443,9 @@ print("u, g stands in the pieces", table.where[ord("u"), ord("g")])
 
 
 # %% [markdown]
-# Who is the best pair? Looking through all counts for each merge would again be slow. A *heap* holds the pairs with the best one on top, but we cannot afford to move an entry whenever its count changes.
+# Who is the best pair? Looking through all counts for each merge would again be slow. A *heap* holds the pairs with the best one on top, but to move an entry whenever its count changes costs too much.
 #
-# We need not. Think of what a merge does to the count of an **old** pair: it can only lose occurrences. Pairs that gain all contain the new symbol, and did not exist before. So an entry in the heap may promise too much, never too little. When one comes up, compare it with today's count. If it is out of date, file it again, lower.
+# We need not. A merge can only take occurrences away from an **old** pair; pairs that gain all contain the new symbol, and did not exist before. So an entry in the heap may promise too much, never too little. When one comes up, compare it with today's count. If it is out of date, file it again, lower.
 
 # %%
 #| export
@@ -557,17 +523,12 @@ def train_bpe(
 # %%
 import time
 
-start = time.perf_counter()
+start = time.process_time()
 slow = SplitTokenizer().train(few, 600)
-middle = time.perf_counter()
+middle = time.process_time()
 assert list(train_bpe(few, 600)) == slow.tokens                        # every merge, in the same order
-print(f"equal merges; version 3 took {middle - start:.2f} s, train_bpe {time.perf_counter() - middle:.3f} s")
-
-# %% [markdown]
-# Version 3 got a few stories only. The new trainer reads all of them in less than a second:
-
-# %%
-ranks = train_bpe(texts, 1015)
+print(f"equal merges; version 3 took {middle - start:.2f} s, train_bpe {time.process_time() - middle:.3f} s")
+ranks = train_bpe(texts, 1015)                                         # all stories, not only a few
 learned = [token.decode(errors="replace") for token in ranks][256:]
 print("first:", learned[:12])
 print("last: ", learned[-12:])
@@ -575,7 +536,7 @@ assert len(ranks) == 1015 and {"he", " t", " the"} <= set(learned[:20])
 
 
 # %% [markdown]
-# First a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end come whole words of this little world. The figure shows how one that is not among them is put together.
+# Equal merges, in about a sixtieth of the time. First come a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end stand whole words of this little world. The figure shows how one that is not among them is put together.
 
 # %%
 def joins(word: str) -> tuple[list[list[bytes]], list[str]]:
@@ -589,16 +550,17 @@ def joins(word: str) -> tuple[list[list[bytes]], list[str]]:
         labels.append(f"{rank}")
     return rows, labels
 
-figure(draw_rows(*joins(" strawberry")), caption="How the word \"strawberry\" is put together from what was learned; at the side the id of each new token.",
-       alt="Rows of boxes: eleven single letters, a space included, join step by step into four tokens: space-s-t-r, a-w, b-e-r, r-y.")
+berry = joins(" strawberry")
+figure(draw_rows(*berry), caption="How the word \"strawberry\" is put together from what was learned; at the side the id of each new token.",
+       alt=f"Rows of boxes: eleven single letters, a space included, join step by step into {[part.decode() for part in berry[0][-1]]}.")
 
 
 # %% [markdown]
-# Remember this picture. Someone will ask the model how many *r* there are in it, and the model will see four numbers.
+# Remember this picture. Someone will ask the model how many *r* there are in it, and the model will see a few numbers.
 #
 # ## A tie is a decision
 #
-# Why the fuss about ties? Suppose your trainer takes the first of the best pairs it meets, which is what `max` over a dictionary does. The next cell trains such a one on the same stories in another order, and does the same with our rule.
+# Why the fuss about ties? `max` over a dictionary takes the first of the best pairs that it meets. The next cell trains in this way on the same stories in two orders, and then with our rule.
 
 # %%
 class FirstSeen(SplitTokenizer):
@@ -612,42 +574,33 @@ for trainer in (FirstSeen, SplitTokenizer):
 assert one == other
 
 # %% [markdown]
-# The same documents, and most ids mean something else: a model trained with one tokenizer cannot read what the other encoded. With the rule, the merges depend on the counts alone, and counts do not know in which order they were made. So a
-# shuffled corpus, eight threads or a trainer in another language (lesson 01a) give the same file, byte for byte.
+# The same documents, and most ids mean something else: a model trained with one tokenizer cannot read what the other encoded. With the rule, the merges depend on the counts alone. So a shuffled corpus, eight threads or a trainer in another language (lesson 01a) give the same file, byte for byte.
 #
 # "The smaller pair" still hides a choice: *which numbers do the bytes have?* Ours are 0 to 255. GPT-2, and Hugging Face's `tokenizers` after it, number the bytes that print first, then the others. That is as right as ours, and it is what `byte_order` is for.
+#
+# **Check it.** With that order of bytes, our trainer must give every token that `tokenizers` gives, tie for tie. The course does not need that package, so this part may skip.
 
 # %%
 printing = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xAD)]
 GPT2_ORDER = printing + [b for b in range(256) if b not in printing]   # "!" is 0, the space is 220
 theirs = train_bpe(texts, 1015, byte_order=GPT2_ORDER)
 first = next((i for i, (a, b) in enumerate(zip(islice(ranks, 256, None), islice(theirs, 256, None))) if a != b), None)
-print(f"the space is byte {GPT2_ORDER.index(32)}; the first merge that differs is number {first};",
-      f"{len(theirs.keys() - ranks.keys())} of {len(ranks) - 256} learned tokens are not in both")
-
-
-# %% [markdown]
-# The same tokens, in another order from the 85th merge on. Neither is better, but a file that says only "trained with BPE on these texts" does not say which of the two it is.
-#
-# **Check it.** With its order of bytes, our trainer must give every token that `tokenizers` gives, tie for tie. The course does not need that package, so this cell may skip.
-
-# %%
-def hugging_face(texts: list[str], vocab_size: int) -> list[bytes]:
-    "Tokens by id, learned by the `tokenizers` package with our split."
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    byte_of = {chr(b): b for b in printing} | {chr(256 + i): b for i, b in enumerate(GPT2_ORDER[len(printing):])}
-    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
-    hf, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    hf.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    hf.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=level.alphabet(), min_frequency=0, show_progress=False))
-    return [bytes(byte_of[c] for c in token) for token in sorted(hf.get_vocab(), key=hf.get_vocab().get)]
-
-try: assert hugging_face(texts, 1015) == list(theirs)
+print(f"the first {first} merges are equal; {len(theirs.keys() - ranks.keys())} of {len(ranks) - 256} learned tokens are not in both")
+byte_of = {chr(b): b for b in printing} | {chr(256 + i): b for i, b in enumerate(GPT2_ORDER[len(printing):])}   # how their files write a byte
+try: from tokenizers import Regex, Tokenizer as HuggingFace, models, pre_tokenizers, trainers
 except ImportError: print("skipped: `tokenizers` is not installed")
-else: print("equal to Hugging Face's tokenizers, all", len(theirs), "tokens")
+else:
+    hf, level = HuggingFace(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    hf.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"), level])
+    hf.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=1015, initial_alphabet=level.alphabet(), min_frequency=0, show_progress=False))
+    found = [bytes(byte_of[c] for c in token) for token in sorted(hf.get_vocab(), key=hf.get_vocab().get)]
+    assert found == list(theirs)
+    print("equal to Hugging Face's tokenizers, all", len(theirs), "tokens")
 
 # %% [markdown]
+# After the first tie that falls the other way the order differs, and so do a few tokens. Neither is better, but a file that says only "trained with BPE on these texts" does not say which of the two it is.
+#
 # ## Tokens that no text can hold
 #
 # A chat needs marks: here the user begins, here the assistant stops, here a calculator is called. These are **special tokens**. Nine of them come after the ordinary ids.
@@ -664,8 +617,7 @@ SPECIALS = (
 
 
 # %% [markdown]
-# `<|bos|>` begins every document; the other eight come in pairs. How does a mark get into the sequence? The obvious way is to write it into the text and let the encoder look for it. Here is a version 4 that does so.
-# It works in every test you will think of. **Predict** what it makes of a user who types like this:
+# `<|bos|>` begins every document; the other eight come in pairs. How does a mark get into the sequence? The obvious way is to write it into the text and let the encoder look for it, as version 4 does. **Predict** what it makes of a user who types like this:
 
 # %%
 class NaiveTokenizer(SplitTokenizer):
@@ -684,8 +636,8 @@ assert ids.count(assistant_start) == 2
 
 
 # %% [markdown]
-# Two turns of the assistant, and one was forged: the user has put words into its mouth. A filter that deletes the nine spellings is no cure, since people want to talk *about* them (this lesson does). The cure is a rule: **special tokens
-# go in by id, text goes in as text, and the two never meet in a string.** Then no text in the world can hold one.
+# Two turns of the assistant, and one was forged. A filter that deletes the nine spellings is no cure, since people want to talk *about* them (this lesson does). The cure is a rule: **special tokens
+# go in by id, text goes in as text, and the two never meet in a string.**
 #
 # So the final class has an `encode` that knows no special tokens, and an attribute for each of the nine ids. The work is done by `tiktoken`, an encoder in Rust, which needs our ranks and our pattern and nothing else. First it looks at what it is given.
 
@@ -708,7 +660,7 @@ for bad in ({b"a": 0, b"b": 2}, theirs):
 
 
 # %% [markdown]
-# The second is the one with GPT-2's order of bytes. It is sound, but our models expect byte 65 at id 65.
+# The second has GPT-2's order of bytes. It is sound, but our models expect byte 65 at id 65.
 
 # %%
 #| export
@@ -746,8 +698,6 @@ assert tokenizer.special("<|output_end|>") == tokenizer.vocab_size - 1
 
 # %% [markdown]
 # Encoding is one call, with one exception. tiktoken cuts with a regex engine that keeps a stack, and a million spaces in a row run over it: it does not raise, it panics, and a server would die. So long texts are cut by Python's `regex`, which has no such stack.
-#
-# Many texts at once go to the Rust crate of lesson 01a, where it is built: the same ids several times faster.
 
 # %%
 #| export
@@ -762,6 +712,28 @@ def encode(self: Tokenizer, text: str) -> list[int]:
             for i in self._encoding._encode_single_piece(_utf8(match.group()))]
 
 
+@patch
+def decode(self: Tokenizer, ids: Sequence[int]) -> str:
+    "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
+    return self._encoding.decode(list(ids), errors="replace")
+
+
+# %%
+text = "Ann met a cat: 日本 🙂 42"
+ids = tokenizer.encode(text)
+print([tokenizer.decode([i]) for i in ids])
+assert tokenizer.decode(ids) == text
+assert tokenizer.decode(tokenizer.encode(" " * 300_000)) == " " * 300_000          # the long way
+assert max(tokenizer.encode(typed)) < tokenizer.bos and tokenizer.decode(tokenizer.encode(typed)) == typed
+
+
+# %% [markdown]
+# The last line is the rule at work: what the attacker typed becomes ordinary ids, and comes back as it was typed.
+#
+# Many texts at once go to the Rust crate of lesson 01a, where it is built: the same ids several times faster. **Check it:** its example asks version 3 as well, which replays merges one by one in Python.
+
+# %%
+#| export
 @patch
 def _crate(self: Tokenizer):
     "The crate's encoder with our ranks, made when first needed; None where it is not built."
@@ -780,30 +752,10 @@ def encode_batch(self: Tokenizer, texts: list[str], threads: int = 2) -> list[li
     return self._encoding.encode_ordinary_batch(texts, num_threads=threads)
 
 
-@patch
-def decode(self: Tokenizer, ids: Sequence[int]) -> str:
-    "Text of `ids`: specials as they are spelled, bytes that are no UTF-8 as U+FFFD."
-    return self._encoding.decode(list(ids), errors="replace")
-
-
 # %%
-text = "Ann met a cat: 日本 🙂 42"
-ids = tokenizer.encode(text)
-print([tokenizer.decode([i]) for i in ids])
-assert tokenizer.decode(ids) == text
-assert tokenizer.encode_batch([text, "hi"]) == [ids, tokenizer.encode("hi")]
-assert tokenizer.decode(tokenizer.encode(" " * 300_000)) == " " * 300_000          # the long way
-assert max(tokenizer.encode(typed)) < tokenizer.bos and tokenizer.decode(tokenizer.encode(typed)) == typed
-
-# %% [markdown]
-# The last line is the rule at work: what the attacker typed becomes ordinary ids, and comes back as it was typed.
-#
-# **Check it.** Version 3 replays merges one by one, tiktoken does it in Rust with other data structures. They must agree on texts that neither was trained on.
-
-# %%
-quick = Tokenizer(train_bpe(few, 600))
-for sample in [sentence, text, typed, *fresh[:40]]: assert v3.encode(sample) == quick.encode(sample)
-print("equal on", len(fresh[:40]) + 3, "texts")
+quick, samples = Tokenizer(train_bpe(few, 600)), [sentence, text, typed, *fresh[:40]]
+assert quick.encode_batch(samples) == [quick.encode(t) for t in samples] == [v3.encode(t) for t in samples]
+print("equal on", len(samples), "texts")
 
 
 # %% [markdown]
@@ -843,23 +795,11 @@ def train(
 assert Tokenizer.train(texts, 1024).ranks == ranks
 print("1,024 ids:", len(ranks) - 256, "merges, 256 bytes,", len(SPECIALS), "specials")
 
-# %% [markdown]
-# **Trap.** The pattern belongs to the ranks. Train with one and encode with another: nothing crashes, and some tokens never occur again, rows of the model that are paid for and not used. (Readers suspected published nanochat of it, in its issue 291, since its trainer's default takes three digits. Wrongly: it passes its own pattern.)
-
-# %%
-three = SPLIT_PATTERN.replace("{1,2}", "{1,3}")
-groups = train_bpe(numbers, 1015, three)
-dead = [token for token in groups if len(regex.findall(SPLIT_PATTERN, token.decode("latin1"))) > 1]
-print(f"{len(dead)} of {len(groups)} tokens can never occur when the split allows two digits, such as {dead[:3]}")
-same_number = [Tokenizer(groups, pattern).encode("386747") for pattern in (three, SPLIT_PATTERN)]
-print("386747 in the pattern of training:", same_number[0], "- in the other:", same_number[1])
-assert dead and len(same_number[0]) < len(same_number[1])
-
 
 # %% [markdown]
 # ## Look at it
 #
-# Numbers are hard to read, so here are tokens as boxes. The 0 or 1 for each token will be the loss mask; for now it only alternates. Text from strangers goes into a web page only after `html.escape`, and a token that is half a character shows its bytes.
+# Numbers are hard to read, so here are tokens as boxes. The 0 or 1 for each token will be the loss mask; for now it only alternates. Text from strangers goes into a web page only after `html.escape`; half a character shows its bytes.
 
 # %%
 #| export
@@ -897,7 +837,7 @@ display(HTML("".join(view(smaller(n), story) for n in (256, 300, 500, 1015))))
 assert "<script" not in view(tokenizer, "<script>")
 
 # %% [markdown]
-# One sentence with no merge, with 44, with 244 and with all of them. Below is the same as a toy, if your notebook is running: type what you like, and move the slider to undo merges.
+# One sentence with no merge, with 44, with 244 and with all of them. The next cell is the same as a toy, if your notebook is running: type what you like, and move the slider to undo merges. (Read cold, it shows nothing; the boxes above are its picture.)
 
 # %%
 import ipywidgets as widgets
@@ -911,17 +851,14 @@ def redraw(change=None): shown.value = view(smaller(size.value), typing.value)
 for part in (typing, size): part.observe(redraw, "value")
 redraw()
 display(widgets.VBox([typing, size, shown]))
-
-# %%
 size.value, typing.value = 300, "the the the"                          # the same as moving and typing
-print(shown.value.split("</p>")[0].removeprefix("<p>"))
 assert shown.value == view(smaller(300), "the the the")
+size.value, typing.value = len(ranks), story
 
 # %% [markdown]
 # ## How many tokens should there be?
 #
-# Each further merge is rarer than the one before, so it shortens less. And it is not free: a token is one row in two matrices of the model, and a row that is seen seldom is learned badly. **Predict** the shape of both curves below: bytes per token, and how often a typical token among the newer half occurs in the million
-# characters.
+# Each further merge is rarer than the one before, so it shortens less. And it is not free: a token is one row in two matrices of the model, and a row that is seen seldom is learned badly. **Predict** the shape of both curves below: bytes per token, and how often a typical token of the newer half occurs in the million characters.
 
 # %%
 sizes, C, L = (256, 384, 512, 1024, 2048, 4096), 256, 4                 # width and layers of the laptop model
@@ -949,44 +886,34 @@ for ax in (left, right):
     ax.set_xscale("log", base=2)
     ax.set(xlabel="bytes and merges", xlim=(230, 4600), xticks=[256, 512, 1024, 2048, 4096], xticklabels=["256", "512", "1,024", "2,048", "4,096"])
 figure(fig, caption="What a larger vocabulary buys (left, fresh stories) and what it costs (right, in the training text).",
-       alt="Left: bytes per token rise from 1 at 256 entries to 2.7 at 1,024 and ever more slowly to 3.9 at 4,096. Right: on two "
-           "logarithmic axes the uses of a typical newer token fall steadily, from some two thousand at 384 entries to about 14 at 4,096.")
+       alt=f"Left: bytes per token rise from 1 at 256 entries to {per_token[3]:.1f} at 1,024 and {per_token[-1]:.1f} at 4,096. Right: on two "
+           f"logarithmic axes the uses of a typical newer token fall steadily, from {seen[1]:,} at 384 entries to {seen[-1]} at 4,096.")
 
 # %% [markdown]
-# Each *doubling* adds about 0.6 bytes to a token, and the newcomers are seen three to five times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C$ and $L$ layers; lesson 02a derives it. With the 65,536 ids of the real model, nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole
-# chat model, and a larger model affords more.
+# Each *doubling* adds 0.5 to 0.6 bytes to a token, and the newcomers are seen three to five times less often. The share of parameters is $2VC / (2VC + 12LC^2)$ with $V$ ids, width $C$ and $L$ layers; lesson 02a derives it. With the 65,536 ids of the real model, nine tenths of our laptop model would be vocabulary. So the laptop uses about a thousand, chosen by measuring the whole chat model.
 #
 # ## Tokens that bite
 #
-# Much that is odd about language models comes from here. Some cases, each with its name:
+# Much that is odd about language models comes from here:
 
 # %%
 bites = {"case and place": ["dog", " dog", "Dog", " DOG"], "a space at the end": ["The brown", "The brown "],
-         "digits": ["7", "77", "777", " 7"], "emoji": ["🙂", "👍", "é"], "strawberry": ["strawberry", " strawberry", "straw berry"]}
+         "digits": ["7", "77", " 7"], "emoji": ["🙂", "👍"], "one letter, twice": ["\u00e9", "e\u0301"], "strawberry": ["strawberry", " strawberry"]}
 for name, examples in bites.items():
     print(f"{name}:", *(" ".join(f"[{tokenizer._encoding.decode_single_token_bytes(i).decode(errors='backslashreplace')}]"
                                  for i in tokenizer.encode(example)) for example in examples), sep="\n    ")
 assert len({tuple(tokenizer.encode(word)) for word in bites["case and place"]}) == 4
+spelled = list(b"the")                                                 # three ids of single letters
+print("written as", spelled, "- read again as", tokenizer.encode(tokenizer.decode(spelled)))
 
 # %% [markdown]
 # * **Case and place.** One word, four sequences. The model has to learn that they mean the same.
 # * **The space at the end.** In training a space comes glued to the word behind it. A prompt that ends in a lone space shows the model what it has hardly ever seen. Trim your prompts.
 # * **Digits.** No two became one token here: the microworld writes few numbers.
 # * **Emoji.** Up to four tokens. A reply that is cut between them holds half a character.
-# * **Strawberry.** Four or five tokens, none of which says how many *r* it holds. The model must know the spelling of each by heart. Lesson 11 teaches it to write letters out, one token each.
-#
-# There are also laws that one would like to have. **Predict** which of these four hold.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-encode, decode = tokenizer.encode, tokenizer.decode
-print("encode(a + b) == encode(a) + encode(b)?  ", encode("the" + "re") == encode("the") + encode("re"))
-print("decode(a + b) == decode(a) + decode(b)?  ", decode(encode("the") + encode("re")) == "there")
-print("decode(encode(text)) == text?            ", decode(encode(story)) == story)
-print("encode(decode(ids)) == ids?              ", encode(decode(list(b"the"))) == list(b"the"))
-
-# %% [markdown]
-# The third is the one to build on. The first fails because merges cross the seam, the last because a model may write ids that `encode` would never give. The second holds here, and fails where the seam cuts a character.
+# * **One letter, twice.** Both are é on the screen: one character, or an e with an accent that joins it. The tokenizer repairs nothing: what the user wrote comes back exactly.
+# * **Strawberry.** Several tokens, none of which says how many *r* it holds. The model must know the spelling of each by heart. Lesson 11 teaches it to write letters out, one token each.
+# * **The last line.** `decode(encode(text))` is always `text`, but `encode(decode(ids))` need not be `ids`: a model may write ids that `encode` would never give.
 #
 # The worst bite is not funny. Merges are learned from *some* text, and whoever writes otherwise pays. Here is one sentence in six languages.
 
@@ -1000,15 +927,15 @@ ax.bar_label(bars, padding=2)
 ax.invert_yaxis()
 ax.set(xlabel="tokens", xlim=(0, 105))
 figure(fig, caption="One sentence in six languages, counted in tokens of a tokenizer that was trained on English stories.",
-       alt="Bars: English 14 tokens, German 21, Greek 78, Korean 44, Japanese 42, Hindi 93.")
+       alt="Bars: " + ", ".join(f"{language} {len(tokenizer.encode(line))}" for language, line in same.items()) + " tokens.")
 
 
 # %% [markdown]
-# The Hindi reader pays for more than six times as many tokens, waits six times as long, and fits a sixth into the context. In the tokenizers of large models Petrov and others (2023) found ratios of up to 15.
+# The Hindi reader pays for more than six times as many tokens, waits as much longer, and fits a sixth into the context. In the tokenizers of large models Petrov and others (2023) found ratios of up to 15.
 #
 # ## A conversation, token by token
 #
-# A conversation is a list of messages. User and assistant alternate, the user first. A system message at the start is joined to the first message of the user. Anything else is refused, in one line that says why: data with turns in a wrong order does not crash a training run, it spoils it.
+# A conversation is a list of messages. User and assistant alternate, the user first. A system message at the start is joined to the first message of the user. Anything else is refused, since data with turns in a wrong order would not crash a training run, it would spoil it.
 
 # %%
 #| export
@@ -1048,7 +975,7 @@ else: raise AssertionError("two user messages in a row must be refused")
 
 
 # %% [markdown]
-# When the model is finetuned, it should learn to *answer*, not to ask. So each token gets a **mask**: 1 where the model is to learn to write it, 0 elsewhere. Before you read the table, decide for yourself: is `<|assistant_start|>` a 0 or a 1? `<|assistant_end|>`? And the 19 that a calculator printed in the middle of an answer?
+# When the model is finetuned, it should learn to *answer*, not to ask. So each token gets a **mask**: 1 where the model is to learn to write it, 0 elsewhere. **Predict** before you read the table: is `<|assistant_start|>` a 0 or a 1? `<|assistant_end|>`? And the 19 that a calculator printed?
 #
 # | tokens | mask | why |
 # |---|---|---|
@@ -1173,11 +1100,11 @@ print("learned by mistake:", [tokenizer.decode([t]) for t, right, shifted in row
 assert tokenizer.python_start in [t for t, right, shifted in rows if right > shifted]
 
 # %% [markdown]
-# Whenever the assistant takes over, its first token is never trained; here that is the decision to call the calculator. Instead the model learns to begin the tool's output, and to speak for the user once it is done.
+# Whenever the assistant takes over, its first token is never trained; here that is the decision to call the calculator. Instead the model learns to begin the tool's output, and to speak for the user.
 #
 # ## How many bytes is a token?
 #
-# You will soon compare models by their loss: the mean of $-\ln p(\text{token})$. Does a lower loss mean a better model? The next cell takes the dumbest model there is, which gives each token its frequency and looks at nothing, and fits it to the same stories with three tokenizers. **Predict** which vocabulary has the lowest loss.
+# You will soon compare models by their loss: the mean of $-\ln p(\text{token})$. Does a lower loss mean a better model? The next cell takes the simplest model there is, which gives each token its frequency and looks at nothing, and fits it to the same stories with three tokenizers. **Predict** which has the lowest loss.
 
 # %%
 from math import log, log2
@@ -1204,7 +1131,8 @@ for ax, values, label in ((left, [loss for loss, _ in losses.values()], "loss pe
     ax.bar_label(ax.bar([f"{n:,}" for n in losses], values, color="#74aedd"), fmt="%.2f")
     ax.set(xlabel="bytes and merges", ylabel=label, ylim=(0, 1.2 * max(values)))
 figure(fig, caption="One simple model, three tokenizers: by loss the smallest vocabulary seems best, by bits per byte it is worst.",
-       alt="Two bar charts over 256, 1,024 and 4,096 entries. Loss per token rises from 3.1 to 6.5; bits per byte fall from 4.5 to 2.4.")
+       alt=f"Two bar charts over 256, 1,024 and 4,096 entries. Loss per token rises from {losses[256][0]:.1f} to {losses[4096][0]:.1f}; "
+           f"bits per byte fall from {bits_per_byte[256]:.1f} to {bits_per_byte[4096]:.1f}.")
 assert bits_per_byte[256] > bits_per_byte[1024] > bits_per_byte[4096]
 
 
@@ -1227,8 +1155,8 @@ assert all(lengths[tokenizer.encode(line)].sum() == len(line.encode()) for line 
 print(lengths.bincount().tolist(), "tokens of 0, 1, 2, ... bytes")
 
 # %% [markdown]
-# **Trap.** There is a shorter way, and it is wrong: decode the id to a string, encode the string again, take the length. Half a character decodes to `�`, which has three bytes. Published nanochat counted like this until July 2026, though its pull request 693 had shown the error. How would you notice? By a case whose answer you know. A model that knows nothing
-# gives each of 256 bytes the same probability. It needs $\log_2 256 = 8$ bits for a byte, of any text, in any language.
+# **Trap.** There is a shorter way, and it is wrong: decode the id to a string, encode the string again, take the length. Half a character decodes to `�`, which has three bytes. Published nanochat counted like this until July 2026, though its pull request 693 had shown the error. How would you notice? By a case whose answer you know:
+# a model that knows nothing gives each of 256 bytes the same probability, and needs $\log_2 256 = 8$ bits for a byte of any text.
 
 # %%
 bytes_only = smaller(256)
@@ -1283,7 +1211,7 @@ assert [broken.push(b) for b in "🙂".encode()[:3]] == ["", "", ""] and broken.
 # %% [markdown]
 # ## Keep it
 #
-# A model is worth nothing without the tokenizer it was trained with. `save` writes one JSON file. Published nanochat pickles its tokenizer, and to load a pickle from a stranger is to run the stranger's program. The **fingerprint** tells whether two tokenizers are the same; each checkpoint stores it.
+# `save` writes one JSON file. Published nanochat pickles its tokenizer, and to load a pickle from a stranger is to run the stranger's program. The **fingerprint** tells whether two tokenizers are the same; each checkpoint stores it.
 
 # %%
 #| export
@@ -1318,7 +1246,7 @@ import tempfile
 folder = tempfile.TemporaryDirectory()
 tokenizer.save(folder.name)
 print((Path(folder.name) / "tokenizer.json").stat().st_size, "bytes, fingerprint", tokenizer.fingerprint()[:12])
-assert tokenizer.fingerprint() != smaller(1014).fingerprint() != Tokenizer(ranks, three).fingerprint()
+assert tokenizer.fingerprint() != smaller(1014).fingerprint() != Tokenizer(ranks, r"\S+|\s+").fingerprint()
 
 
 # %% [markdown]
@@ -1360,7 +1288,7 @@ folder.cleanup()
 # %% [markdown]
 # ## A tokenizer knows one kind of text
 #
-# How good is ours? It depends on what it has to read. Python brings its own manual, half a million characters of real English, so we can train a second tokenizer of the same size on half of that, and let both read both. **Predict** the four numbers: ours has 2.7 bytes per token on its own stories.
+# How good is ours? It depends on what it has to read. Python brings its own manual, half a million characters of real English. Train a second tokenizer of the same size on half of that, and let both read both. **Predict** the four numbers: ours has 2.7 bytes per token on its own stories.
 
 # %%
 from pydoc_data.topics import topics
@@ -1382,7 +1310,7 @@ assert a[0] > b[0] and b[1] > a[1] and c[0] > a[0]
 # %% [markdown]
 # With a thousand merges each is best at home, by about half; other scripts and digits stay bytes. So a tokenizer is trained on what the model will read.
 #
-# Can that compete with the fifty thousand merges of GPT-2 and the hundred thousand of GPT-4? This cell is **optional**. GPT-2's vocabulary is read from the folder in `NANOCHAT_REAL_DATA`; GPT-4's is fetched by tiktoken (1.7 MB, a few seconds), but only if you set `DOWNLOAD = True` or have its cache in `TIKTOKEN_CACHE_DIR`. What is not there is left out.
+# Can that compete with the fifty thousand merges of GPT-2 and the hundred thousand of GPT-4? The next cell is **optional**. GPT-2's vocabulary is read from the folder in `NANOCHAT_REAL_DATA`; GPT-4's is fetched by tiktoken (1.7 MB, a few seconds), but only if you set `DOWNLOAD = True` or have its cache in `TIKTOKEN_CACHE_DIR`. What is not there is left out. The figure that is stored here was drawn with both.
 
 # %%
 import gzip
@@ -1392,9 +1320,8 @@ GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 DOWNLOAD = "TIKTOKEN_CACHE_DIR" in os.environ                           # or True
 
 def gpt2() -> tiktoken.Encoding:
-    "GPT-2's encoding from its published file, in which each byte is written as a printing letter."
+    "GPT-2's encoding from its published file."
     file = Path(os.environ["NANOCHAT_REAL_DATA"]) / "tokenizer" / "gpt2_vocab.json.gz"
-    byte_of = {chr(b): b for b in printing} | {chr(256 + i): b for i, b in enumerate(GPT2_ORDER[len(printing):])}
     vocab = json.loads(gzip.decompress(file.read_bytes()))
     found = {bytes(byte_of[c] for c in token): i for token, i in vocab.items() if token != "<|endoftext|>"}
     assert [found[bytes([b])] for b in GPT2_ORDER] == list(range(256))   # the order of bytes that you met above
@@ -1422,12 +1349,12 @@ figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; th
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# With both files at hand, the figure says three things. On the stories our 4,096 tokens take 3.9 bytes each, GPT-2's fifty thousand 4.0 and GPT-4's hundred thousand 4.0: fit beats size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, presumably because its
+# The figure says three things. On the stories our 4,096 tokens take 3.8 bytes each, GPT-2's fifty thousand and GPT-4's hundred thousand 4.0: fit makes up for size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, presumably because its
 # training text held more of them.
 #
 # ## At scale
 #
-# The real model has 65,536 ids, so that each fits into two bytes: 256 bytes, 65,271 merges, 9 specials. Published nanochat learns them from up to two billion characters of web text, each document cut at 10,000, and reports about 4.8 characters per token. What follows for the 20-layer model of 100 dollars, with width 1,280 and a context of 2,048:
+# The real model has 65,536 ids, so that each fits into two bytes: 256 bytes, 65,271 merges, 9 specials. Published nanochat learns them from up to two billion characters of web text and reports about 4.8 characters per token. What follows for the 20-layer model of 100 dollars, with width 1,280 and a context of 2,048:
 
 # %%
 V, C, L, T, per_character = 65_536, 1280, 20, 2048, 4.8
@@ -1440,7 +1367,7 @@ print(f"20 tokens a parameter are {20 * parameters / 1e9:.1f} billion tokens, or
 assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
 
 # %% [markdown]
-# Where this course differs from the published code: the tokenizer is a JSON file and not a pickle, bytes are counted from bytes, very long texts do not panic, and streams never show half a character. The split, the ids, the merges and the layout of a conversation are the same.
+# The split, the ids, the merges and the layout of a conversation are those of published nanochat. What differs: the tokenizer is a JSON file and not a pickle, bytes are counted from bytes, very long texts do not panic, and streams never show half a character.
 #
 # ## Recap
 #
@@ -1457,7 +1384,8 @@ assert parameters == 560_988_160 and round(flops / 1e9, 2) == 3.49
 # <details><summary>3. Why does encoding join the pair that was learned first, and not the longest token?</summary>Training joined them in that order. Only the replay gives a text the tokens that it had when the counts were made.</details>
 # <details><summary>4. A colleague strips <code>&lt;|user_end|&gt;</code> from all messages, to be safe. Is it?</summary>It loses what users wrote, and it is not needed: <code>encode</code> never gives a special id.</details>
 # <details><summary>5. Model A has loss 2.9 with 1,024 ids, model B has 3.4 with 65,536. Which is better?</summary>Nobody can tell. Multiply each loss by tokens per byte first.</details>
-# <details><summary>6. Is the token <code>&lt;|python_start|&gt;</code> supervised, and <code>&lt;|output_start|&gt;</code>?</summary>The first, yes: to call the tool is the model's decision. The second, no: the tool answers.</details>
+# <details><summary>6. Ranks were trained with three-digit groups, and you encode with the pattern for two. What breaks?</summary>Nothing crashes. Every token with three digits in a row never occurs again: a row of the model that is paid for and not used. The pattern belongs to the ranks, so one file holds both.</details>
+# <details><summary>7. Is the token <code>&lt;|python_start|&gt;</code> supervised, and <code>&lt;|output_start|&gt;</code>?</summary>The first, yes: to call the tool is the model's decision. The second, no: the tool answers.</details>
 #
 # ## Papers
 #
