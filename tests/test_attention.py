@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_on, attend_sdpa, attention_maps,
+from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_blocks, attend_on, attend_sdpa, attention_maps,
                                 causal_mask, rms_norm, rotary_tables, show_weights, window_mask)
 from nanochat.workshop import UserError
 
@@ -28,6 +28,7 @@ def test_attend_equals_sdpa(H, G, window):
     given = None if window is None else window_mask(11, window)
     torch.testing.assert_close(attend(q, k, v, given), expected)
     torch.testing.assert_close(attend_sdpa(q, k, v, given), expected)
+    torch.testing.assert_close(attend_blocks(q, k, v, given), expected)
 
 
 def test_attend_with_a_mask_for_each_row_and_fewer_queries_than_keys():
@@ -38,9 +39,10 @@ def test_attend_with_a_mask_for_each_row_and_fewer_queries_than_keys():
     torch.testing.assert_close(attend(q, k, v, mask), F.scaled_dot_product_attention(q, *shared, attn_mask=mask))
 
 
-def test_gradients_equal_those_of_sdpa():
+@pytest.mark.parametrize("form", [attend, attend_blocks])
+def test_gradients_equal_those_of_sdpa(form):
     ours, theirs = ([x.requires_grad_() for x in qkv(4, 2)] for _ in range(2))
-    attend(*ours).square().sum().backward()
+    form(*ours).square().sum().backward()
     F.scaled_dot_product_attention(*theirs, is_causal=True, enable_gqa=True).square().sum().backward()
     for a, b in zip(ours, theirs): torch.testing.assert_close(a.grad, b.grad)
 
@@ -59,8 +61,22 @@ def test_attend_takes_tensors_that_are_not_contiguous():
     torch.testing.assert_close(attend(*odd), attend(q, k, v))
 
 
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 16, 256])
+def test_blocks_compute_what_they_need_and_no_more(T, monkeypatch):
+    "Every length, also below four blocks; the scores that are computed are counted, not believed."
+    seen = []
+    def counted(q, k, v, mask):
+        seen.append(mask.shape)
+        return attend(q, k, v, mask)
+    monkeypatch.setattr("nanochat.attention.attend", counted)
+    q, k, v = qkv(4, 2, T=T, S=T)
+    torch.testing.assert_close(attend_blocks(q, k, v), attend(q, k, v))
+    assert len(seen) == min(T, 4) and sum(a for a, _ in seen) == T
+    if T % 4 == 0: assert sum(a * b for a, b in seen) == T * T * 5 // 8
+
+
 def test_the_form_follows_the_device():
-    assert attend_on(torch.device("cpu")) is attend and attend_on(torch.device("cuda", 3)) is attend_sdpa
+    assert attend_on(torch.device("cpu")) is attend_blocks and attend_on(torch.device("cuda", 3)) is attend_sdpa
 
 
 def test_rotary_equals_complex_multiplication():
@@ -142,7 +158,7 @@ def test_sizes_that_do_not_fit_are_refused(C, H, G):
     with pytest.raises(UserError, match="heads"): Attention(C, H, G)
 
 
-@pytest.mark.parametrize("form", [attend, attend_sdpa])
+@pytest.mark.parametrize("form", [attend, attend_blocks, attend_sdpa])
 def test_fewer_queries_than_keys_are_refused_without_a_mask(form):
     "torch's causal flag lines them up at the start: the newest token would see the oldest one only."
     q, k, v = qkv(4, 2, T=1, S=9)
@@ -160,7 +176,7 @@ class Kept:
         return self.k, self.v
 
 
-@pytest.mark.parametrize("form", [attend, attend_sdpa])
+@pytest.mark.parametrize("form", [attend, attend_blocks, attend_sdpa])
 @pytest.mark.parametrize("window", [None, 0, 3])
 def test_decoding_with_a_cache_keeps_the_window(form, window):
     "Published nanochat's fallback once forgot the window while it decoded, so a model wrote unlike it was trained."
