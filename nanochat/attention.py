@@ -109,9 +109,12 @@ def attend_sdpa(
                                           enable_gqa=q.shape[1] != k.shape[1])
 
 # %% ../lessons/02_attention.ipynb #2d9f0682
-def attend_on(device: torch.device) -> Callable:
-    "The form that is fast on a device: plain products in blocks on a CPU, the fused kernel elsewhere."
-    return attend_blocks if device.type == "cpu" else attend_sdpa
+def attend_on(
+    device: torch.device,
+    dtype: torch.dtype,  # of queries, keys and values
+) -> Callable:
+    "The form that is fast there: plain products in blocks for bf16 on a CPU, else the fused kernel."
+    return attend_blocks if (device.type, dtype) == ("cpu", torch.bfloat16) else attend_sdpa
 
 # %% ../lessons/02_attention.ipynb #82d5b8dd
 def window_mask(
@@ -153,7 +156,7 @@ class Attention(nn.Module):
         self.c_k = Linear(n_embd, n_kv_head * self.head_dim)
         self.c_v = Linear(n_embd, n_kv_head * self.head_dim)
         self.c_proj = Linear(n_embd, n_embd)
-        self.attend: Callable | None = None      # None: what `attend_on` says for the device
+        self.attend: Callable | None = None      # None: what `attend_on` says
 
     def forward(self,
         x: Tensor,                       # (B, T, C)
@@ -165,7 +168,7 @@ class Attention(nn.Module):
         q, k, v = (self.heads(c(x)) for c in (self.c_q, self.c_k, self.c_v))
         q, k = (rms_norm(apply_rotary(z, *cos_sin)) for z in (q, k))
         if cache is not None: k, v = cache.update(self.layer, k, v)
-        y = (self.attend or attend_on(x.device))(q, k, v, mask)      # (B, H, T, D)
+        y = (self.attend or attend_on(q.device, q.dtype))(q, k, v, mask)      # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))       # (B, T, C)
 
     def heads(self, z: Tensor) -> Tensor:

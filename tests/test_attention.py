@@ -75,8 +75,10 @@ def test_blocks_compute_what_they_need_and_no_more(T, monkeypatch):
     if T % 4 == 0: assert sum(a * b for a, b in seen) == T * T * 5 // 8
 
 
-def test_the_form_follows_the_device():
-    assert attend_on(torch.device("cpu")) is attend_blocks and attend_on(torch.device("cuda", 3)) is attend_sdpa
+def test_the_form_follows_device_and_dtype():
+    assert attend_on(torch.device("cpu"), torch.bfloat16) is attend_blocks
+    assert attend_on(torch.device("cpu"), torch.float32) is attend_sdpa
+    assert all(attend_on(torch.device("cuda", 3), dtype) is attend_sdpa for dtype in (torch.float32, torch.bfloat16))
 
 
 def test_rotary_equals_complex_multiplication():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.attention import attend_sdpa
+from nanochat.attention import attend_blocks, attend_sdpa
 from nanochat.gpt import GPT, GPTConfig, config_for, next_token_loss, softcap
 from nanochat.workshop import UserError
 
@@ -173,7 +173,8 @@ def test_bf16_is_close_to_fp32_and_keeps_fp32_weights():
 
 def test_the_two_forms_of_attention_train_alike():
     models = [lively(kv_heads=2, depth=2, window=(4,), head_dim=32) for _ in range(2)]
-    for block in models[1].blocks: block.attn.attend = attend_sdpa
+    for model, form in zip(models, (attend_blocks, attend_sdpa)):
+        for block in model.blocks: block.attn.attend = form
     for m in models: m(tokens(), tokens(seed=1)).backward()
     for a, b in zip(*(m.parameters() for m in models)): torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 

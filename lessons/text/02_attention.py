@@ -537,7 +537,7 @@ for n in (1, 2, 4, 8, 256): print(f"{n:3} blocks: {sum(range(1, n + 1)) / n**2:.
 # %% [markdown]
 # Four blocks leave five eighths, and no number of blocks leaves less than half. More blocks mean smaller matrix products, which run further below a processor's peak, so four it is.
 #
-# PyTorch has the same in one fused function. It works through the keys block by block and keeps a running maximum and sum for each row, so that the (T, S) scores never lie in memory as a whole (FlashAttention: Dao and others 2022). On a GPU that is much faster. On two CPU cores at T = 256 we measured the plain form under `torch.compile` to be 17 to 30 percent faster, so you keep both, and the device decides. No flag: two functions.
+# PyTorch has the same in one fused function. It works through the keys block by block and keeps a running maximum and sum for each row, so that the (T, S) scores never lie in memory as a whole (FlashAttention: Dao and others 2022). On a GPU that is much faster. On a CPU it depends on the number format. In bf16, on a processor with units for it, a compiled training step with the plain form was 17 to 30 percent faster. In fp32, on one without, the fused form wins: a step of two layers took 431 ms of one thread with the plain form, 414 in blocks and 399 fused (`benchmarks/RESULTS.md`). So you keep all three, and device and format decide. No flag: three functions.
 
 # %%
 #| export
@@ -565,13 +565,17 @@ print("outputs and gradients equal those of scaled_dot_product_attention")
 
 # %%
 #| export
-def attend_on(device: torch.device) -> Callable:
-    "The form that is fast on a device: plain products in blocks on a CPU, the fused kernel elsewhere."
-    return attend_blocks if device.type == "cpu" else attend_sdpa
+def attend_on(
+    device: torch.device,
+    dtype: torch.dtype,  # of queries, keys and values
+) -> Callable:
+    "The form that is fast there: plain products in blocks for bf16 on a CPU, else the fused kernel."
+    return attend_blocks if (device.type, dtype) == ("cpu", torch.bfloat16) else attend_sdpa
 
 
 # %%
-print("CPU:", attend_on(torch.device("cpu")).__name__, "  GPU:", attend_on(torch.device("cuda")).__name__)
+for place in ("cpu", "cuda"):
+    for dtype in (torch.float32, torch.bfloat16): print(place, dtype, attend_on(torch.device(place), dtype).__name__)
 
 
 # %% [markdown]
@@ -688,7 +692,7 @@ class Attention(nn.Module):
         self.c_k = Linear(n_embd, n_kv_head * self.head_dim)
         self.c_v = Linear(n_embd, n_kv_head * self.head_dim)
         self.c_proj = Linear(n_embd, n_embd)
-        self.attend: Callable | None = None      # None: what `attend_on` says for the device
+        self.attend: Callable | None = None      # None: what `attend_on` says
 
     def forward(self,
         x: Tensor,                       # (B, T, C)
@@ -700,7 +704,7 @@ class Attention(nn.Module):
         q, k, v = (self.heads(c(x)) for c in (self.c_q, self.c_k, self.c_v))
         q, k = (rms_norm(apply_rotary(z, *cos_sin)) for z in (q, k))
         if cache is not None: k, v = cache.update(self.layer, k, v)
-        y = (self.attend or attend_on(x.device))(q, k, v, mask)      # (B, H, T, D)
+        y = (self.attend or attend_on(q.device, q.dtype))(q, k, v, mask)      # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))       # (B, T, C)
 
     def heads(self, z: Tensor) -> Tensor:
