@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.optim import AdamW, batch_scale, clip_by_global_norm, schedule, width_scale
+from nanochat.optim import AdamW, adamw_update, adamw_update_fused, batch_scale, clip_by_global_norm, schedule, width_scale
 
 
 def net(seed=0):
@@ -122,3 +122,22 @@ def test_clipping_nothing_is_an_error():
 def test_rules():
     assert width_scale(1280) == pytest.approx(0.774597, abs=1e-6) and width_scale(2048) == pytest.approx(0.6124, abs=1e-4)
     assert batch_scale(1) == batch_scale(524_288) == 1 and batch_scale(2**21) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("settings", [dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0),
+                                      dict(lr=3e-3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.2)])
+def test_the_fused_update_equals_the_plain_one(settings):
+    "Weights and state, with steps that are not allowed in between; the first one is among them."
+    nets = [net(), net()]
+    states = [{p: {} for p in model.parameters()} for model in nets]
+    for i in range(60):
+        allowed = i % 7 != 0
+        for model, state, update in zip(nets, states, (adamw_update, adamw_update_fused)):
+            backward(model, i)
+            if not allowed: next(model.parameters()).grad[0, 0] = float("nan")
+            update({"params": list(model.parameters())} | settings, state, torch.tensor(allowed))
+    for p, q in zip(*(model.parameters() for model in nets)):
+        assert (p - q).abs().max() < 2e-6
+        a, b = states[0][p], states[1][q]
+        assert a.keys() == b.keys() and a["step"] == b["step"] == 51
+        for name in a: torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)

@@ -20,6 +20,7 @@
 #| export
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 # %% [markdown]
 # ## A valley that plain descent cannot walk
@@ -209,6 +210,40 @@ print("after one step:", [round(x, 6) for x in w.tolist()])
 assert torch.allclose(w, torch.tensor([0.9, 0.9]))                     # both moved by lr, as derived
 adamw_update(group, state, allowed=torch.tensor(False))
 assert torch.allclose(w, torch.tensor([0.9, 0.9])) and state[w]["step"] == 1
+
+
+# %% [markdown]
+# Each of those lines walks once through all weights, and memory is slow. PyTorch has the same update in one walk. Its `found_inf` is your `allowed`, turned round.
+
+# %%
+#| export
+@torch.no_grad()
+def adamw_update_fused(
+    group: dict,                    # as for `adamw_update`
+    state: dict,                    # as for `adamw_update`
+    allowed: Tensor | None = None,  # 0-d bool on the device; where False, nothing moves
+) -> None:
+    "The same as `adamw_update`, in one walk through memory (torch's fused kernel)."
+    params = [p for p in group["params"] if p.grad is not None]
+    if not params: return
+    states = [_adamw_state(state[p], p) for p in params]
+    t, m, v = ([s[k] for s in states] for k in ("step", "exp_avg", "exp_avg_sq"))
+    bad = None if allowed is None else (~allowed).float()
+    adamw(params, [p.grad for p in params], m, v, [], t, fused=True, amsgrad=False, maximize=False,
+          grad_scale=None, found_inf=bad, lr=group["lr"], beta1=group["betas"][0],
+          beta2=group["betas"][1], eps=group["eps"], weight_decay=group["weight_decay"])
+
+
+# %%
+ws = [torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+states = [{w: {}} for w in ws]
+for step, allowed in enumerate((False, True, True, False, True)):
+    for w, kept, update in zip(ws, states, (adamw_update, adamw_update_fused)):
+        w.grad = torch.tensor([0.3 - step, float("inf") if not allowed else 1.0])
+        update(group | {"params": [w], "weight_decay": 0.1}, kept, allowed=torch.tensor(allowed))
+print("both forms:", *(w.tolist() for w in ws))
+torch.testing.assert_close(*ws)
+assert all(kept[w]["step"] == 3 for w, kept in zip(ws, states))        # two of five were not allowed
 
 
 # %% [markdown]
