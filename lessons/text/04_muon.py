@@ -21,7 +21,7 @@
 import torch
 from torch import Tensor
 
-from nanochat.optim import adamw_update, batch_scale, width_scale, with_gradient
+from nanochat.optim import adamw_update_fused, batch_scale, width_scale, with_gradient
 
 # %% [markdown]
 # ## A gradient that says one thing
@@ -293,7 +293,7 @@ print("largest singular value of the step / lr:", round(torch.linalg.svdvals(W.d
 MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",
         "momentum": (0.85, 0.95, 300)}      # from, to, over how many steps
 ADAMW = {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
-UPDATES = {"muon": muon_update, "adamw": adamw_update}
+UPDATES = {"muon": muon_update, "adamw": adamw_update_fused}
 
 
 def _name(dtype: torch.dtype) -> str:
