@@ -56,14 +56,14 @@ def our_side(name: str, depth: int, args) -> dict:
     import torch
     from nanochat.muon import MuonAdamW, ADAMW, make_optimizer
     from nanochat.optim import clip_by_global_norm
-    from nanochat.train import compile_forward, train
+    from nanochat.train import train
     from nanochat.workshop import pick_dtype
     model, batches = make_model(depth, args), make_batches(args)
     params = list(model.parameters())
     with torch.no_grad(): start = model(*batches[0]).item()
     model.compute_dtype = dtype = pick_dtype(torch.device(args.device), args.dtype)
     optimizer = (make_optimizer(model, ns_dtype=dtype) if name == "muon" else MuonAdamW([ADAMW | {"params": params, "lr": LR}]))
-    forward = compile_forward(model) if args.compile else model
+    forward = torch.compile(model, dynamic=False) if args.compile else model      # as `compile_forward`, but never silently not
     run = train(model, optimizer, cycle(batches), steps=10**9, schedule=lambda t: 1.0, forward=forward)
 
     def update():
