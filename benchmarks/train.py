@@ -1,6 +1,6 @@
 """Training throughput: our model, loop and optimizer against `transformers`' NanoChatForCausalLM, in the same run.
 
-    python benchmarks/train.py                                 # depths 2, 4, 6 on the CPU, two threads: about ten minutes when quiet
+    python benchmarks/train.py                                 # depths 2, 4, 6 on the CPU, two threads: about 15 minutes
     python benchmarks/train.py --threads 1 --clock cpu         # CPU seconds of one thread: for a machine that is not quiet
     python benchmarks/train.py --depths 12 20 --device cuda --rows 16 --length 2048 --vocab 65536 --head-dim 128 --peak 989
 
@@ -16,6 +16,7 @@ import math
 import multiprocessing as mp
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -257,7 +258,7 @@ def summary(depth: int, ours: dict, peer: Side, tried: dict, steps: int) -> dict
 
 def table(found: dict, args) -> str:
     "One line for each side of each depth."
-    lines = ["| depth | side | tokens/s | TFLOP/s | against the peer (quartiles of pairs) | optimizer | first 3-5 steps | peak |",
+    lines = ["| depth | side | tokens/s | TFLOP/s | against the peer (quartiles of pairs) | optimizer | first steps | peak |",
              "|---|---|---|---|---|---|---|---|"]
     for depth, r in found.items():
         for name, s in r["sides"].items():
@@ -330,7 +331,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if len(found) > 1: print("\n" + table(found, args))
     result = last_line(found, device, versions)
     if args.save:
-        command = " ".join(["python benchmarks/train.py", *(sys.argv[1:] if arguments is None else arguments)])
+        command = shlex.join(["python", "benchmarks/train.py", *(sys.argv[1:] if arguments is None else arguments)])
         keep(args.save, result, {"command": command, "date": str(date.today()), "machine": facts}, found)
     print(json.dumps(result))
     return result
