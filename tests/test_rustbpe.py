@@ -134,9 +134,11 @@ def test_a_signal_ends_the_training():
             "try: Tokenizer().train_from_iterator(chain(first(), repeat('the cat sat ')), 300)\n"
             "except KeyboardInterrupt: print('interrupted')")
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ)
-    assert child.stdout.readline() == "ready\n"
-    child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=30)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        said, _ = child.communicate(timeout=30)
+    finally: child.kill()       # its input is endless
     assert said == "interrupted\n" and child.returncode == 0
 
 

@@ -118,9 +118,10 @@ assert found == {0: 3, 1: 4} and wrong == [3, 0]
 # ## First the words, then the letter
 #
 # A big model picks the letter at once. In that one step it must know the answer, find the option that says the same, and read the letter behind it.
-# Four layers are too few for that: in every run of this course such a model stayed at 25%, even with nothing else to learn.
-# Let it *say* the option first, `hen=C`, and the search becomes what it is good at: after `hen` comes what came after `hen` before.
-# It is the oldest trick for hard questions, to write down the steps (Nye et al. 2021; Wei et al. 2022), at its smallest.
+# The laptop model of four layers never learned that: it stayed near 25% in every run, even with nothing else to learn (`benchmarks/RESULTS.md`).
+# Let it *say* the answer first, `A young sheep is called a lamb=C`, and each step is one it can do. The sentence is what it knows. After `lamb` comes what came
+# after `lamb` before. With that, and with questions that ask for such sentences, 83% of its letters were right. To write down the steps is the usual way with hard questions
+# (Nye et al. 2021; Wei et al. 2022), here at its smallest.
 #
 # Grading stays as it was: only the letter counts. The model writes up to the mark, whatever that is, and then the letters are compared. A model
 # that never comes to the mark is asked where it stopped, so a model without manners still scores what guessing scores.
