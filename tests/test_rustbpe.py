@@ -136,7 +136,7 @@ def test_a_signal_ends_the_training():
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ)
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=30)
+    said, _ = child.communicate(timeout=300)        # a hang fails; a busy machine does not
     assert said == "interrupted\n" and child.returncode == 0
 
 
