@@ -137,7 +137,7 @@ def test_a_signal_ends_the_training():
     try:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
-        said, _ = child.communicate(timeout=30)
+        said, _ = child.communicate(timeout=300)       # a hang fails; a busy machine does not
     finally: child.kill()       # its input is endless
     assert said == "interrupted\n" and child.returncode == 0
 
