@@ -512,8 +512,10 @@ def test_windows_are_in_the_checkpoint(tmp_path):
 ])
 def test_settings_that_train_nothing(options, lr, message):
     model = tiny()
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    for group in optimizer.param_groups: group["initial_lr"] = lr       # AdamW itself refuses these
     with pytest.raises(UserError, match=message):
-        list(train(model, AdamW(model.parameters(), lr=lr), Loader(rows(), 2, seed=0), **{"steps": 2, "schedule": lambda i: 1.0, **options}))
+        list(train(model, optimizer, Loader(rows(), 2, seed=0), **{"steps": 2, "schedule": lambda i: 1.0, **options}))
 
 
 def test_data_that_end_are_named():

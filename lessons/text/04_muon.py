@@ -683,7 +683,7 @@ def even_out(X: Tensor, memory: dict, beta: float = 0.9) -> Tensor:
     axis = -1 if X.shape[-2] >= X.shape[-1] else -2
     memory["v"] = beta * memory.get("v", 0) + (1 - beta) * X.square().mean(axis, keepdim=True)
     Y = X / memory["v"].clamp(min=1e-10).sqrt()
-    return Y * X.norm(dim=(-2, -1), keepdim=True) / Y.norm(dim=(-2, -1), keepdim=True)
+    return Y * X.norm(dim=(-2, -1), keepdim=True) / Y.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)     # no gradient, no step
 
 def full_length(X: Tensor) -> Tensor:
     "Muon+: as long as an orthogonal matrix of that shape."
