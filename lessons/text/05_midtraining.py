@@ -298,7 +298,7 @@ from nanochat.chat_eval import completions, letter_accuracy
 from nanochat.sample import make_sampler
 from nanochat.tasks import WorldTask
 
-test = WorldTask("choice", by_tier(20, 200), seed=1, split="test")
+test = WorldTask("choice", by_tier(20, 100), seed=1, split="test")
 
 def letters(model) -> dict:
     "Shares of replies that name an option, that give the letter of the option named, and that are right."
@@ -323,7 +323,7 @@ assert before["named"] < 0.2
 
 # %%
 recipe = {"rows": by_tier(4, 8), "steps": by_tier(30, 500), "warmdown": 0.6, "lr_scale": 0.5,
-          "save_every": 200, "eval_every": by_tier(10, 50)}
+          "save_every": 200, "eval_every": by_tier(10, 125)}
 stage = run.stage("mid", recipe, base, "choice, profile and text")
 metrics = midtrain(stage, recipe, model=model, tokenizer=tokenizer, conversations=choices + profiles,
                    texts=texts[:by_tier(50, 1500)], make_optimizer=make_optimizer, evaluators={"letters": letters})
