@@ -10,6 +10,7 @@ import sys
 from nanochat import __main__ as roof
 from nanochat import chat_eval, identity, microworld, spelling
 from nanochat.checkpoint import load_weights
+from nanochat.tasks import Task
 from nanochat.tools import make_tool
 
 
@@ -30,6 +31,35 @@ def leaks(course, model, items: int = 50) -> dict:
     return chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)
 
 
+# Written after the persona's wordings for training and never used to change them: what held-out wordings that were looked at cannot show.
+FRESH = """name: What would you like to be called? | Remind me of your name.
+kind: What exactly are you? | What category of program do you belong to?
+maker: Who put you into the world? | Whose work are you?
+software: What is the code behind you called? | Which software makes you run?
+idea: Who deserves thanks for nanochat? | Who was the inventor of nanochat?
+origin: What place did you come from? | Where did you begin?
+licence: Am I free to share you? | What does the licence say?
+knowledge: What was in your books? | About what do you know anything?
+home: On which machine do you live? | Where are you kept?
+limits: What are you unable to do? | Can you read the news for me?
+skills: What are you useful for? | What can you help me with?
+language: Could you speak Russian? | Which languages can you speak?
+sums: How do you calculate? | What do you do when you need a sum?
+human: Are you a real human? | Is a human typing this?
+feelings: Do you feel lonely? | What makes you happy?
+age: How old is your program? | When was your birth?"""
+
+
+def fresh_identity(course, model) -> str:
+    "Questions about the persona in wordings that nothing was tuned on."
+    facts = {fact.name: fact for fact in identity.default_persona().facts}
+    rows = [{"messages": [{"role": "user", "content": q.strip()}, {"role": "assistant", "content": ""}], "answer": facts[name].keys}
+            for name, _, questions in (line.partition(":") for line in FRESH.splitlines()) for q in questions.split("|")]
+    task = Task("identity", rows, identity.judge_identity)
+    right = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)["value"]
+    return f"{round(right * len(rows))} of {len(rows)}"
+
+
 def bars(name: str) -> dict:
     "The figures of one run."
     course, stage = roof.finished_course(name, "base")
@@ -43,6 +73,7 @@ def bars(name: str) -> dict:
         options = dict(max_new_tokens=96, tool=make_tool(course.tokenizer))
         new = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, asked, **options)
         found[f"spelling in new wordings after {stage}"] = new["value"]
+        found[f"identity in fresh wordings after {stage}"] = fresh_identity(course, model)
         found[f"leaks after {stage}"] = f"{round((1 - result['value']) * result['items'])} of {result['items']}"
     return found
 

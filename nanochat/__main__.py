@@ -5,11 +5,11 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'STAGES', 'COMPILED', 'FIXED_SECO
            'recipe_names', 'load_recipe', 'change_recipe', 'check_recipe', 'Source', 'microworld_source',
            'folder_source', 'open_source', 'probe', 'Course', 'optimizer_maker', 'measure_bpb', 'write_stories',
            'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'chat_texts',
-           'tokenizer_stage', 'learner', 'common_options', 'base_stage', 'named_task', 'mixture', 'chat_stage',
-           'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts', 'open_course',
-           'write_facts', 'redo', 'is_finished', 'run_course', 'keep_time', 'say_estimate', 'OneLineParser',
-           'make_parser', 'recipe_from', 'train_command', 'run_command', 'stage_command', 'finished_course',
-           'eval_command', 'report_command', 'main', 'talk', 'chat_command']
+           'tokenizer_stage', 'learner', 'common_options', 'watchers', 'base_stage', 'named_task', 'mixture',
+           'chat_stage', 'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts',
+           'open_course', 'write_facts', 'redo', 'is_finished', 'run_course', 'keep_time', 'say_estimate',
+           'OneLineParser', 'make_parser', 'recipe_from', 'train_command', 'run_command', 'stage_command',
+           'finished_course', 'eval_command', 'report_command', 'main', 'talk', 'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
@@ -21,7 +21,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -174,6 +174,8 @@ class Course:
     source: Source
     tokenizer: Tokenizer | None = None   # from the first stage on
     stages: dict = field(default_factory=dict)
+    micro: int = 0                       # rows that go through the model at a time; 0: a whole batch
+    wandb: str | None = None             # project on Weights & Biases that is told as well
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -348,17 +350,40 @@ def tokenizer_stage(course: Course) -> None:
 # %% ../lessons/12_capstone.ipynb #3bff3999
 def learner(course: Course) -> tuple[GPT, Callable]:
     "One model object and its compiled forward pass for all stages, so that compiling is paid once."
-    model = course.new_model()
+    model, rows = course.new_model(), course.recipe["base"]["rows"]
+    course.micro = train.rows_that_fit(model, rows)
+    if course.micro < rows: print0(f"{course.micro} of {rows} rows at a time: more do not fit into memory here")
     return model, train.compile_forward(model) if course.probed["compile"] else model
 
 
-def common_options(course: Course, stage: str) -> dict:
+def common_options(course: Course, stage: Stage) -> dict:
     "What every training stage is given besides its data."
-    options = {"evaluators": {"skills": lambda model: {"skills": measure(course, stage, model)}}}
+    rows = course.recipe[stage.name].get("rows", 0)      # a stage without rows chooses its own pieces
+    options = {"evaluators": {"skills": lambda model: {"skills": measure(course, stage.name, model)}},
+               "micro": course.micro if course.micro < rows else 0}
+    if course.wandb and ranks()[0] == 0:
+        name = f"{course.run.name} {stage.name}"
+        options["also"] = train.wandb_log(course.wandb, name, course.recipe, stage.hash)
     if ranks()[2] > 1:
         options |= {"reduce": distributed.average_tensors, "gather": distributed.gather_objects,
                     "agree": distributed.any_rank}
     return options
+
+
+def watchers(course: Course) -> dict:   # name -> f(model) -> dict
+    "What is looked at while the base learns: bits per byte, the world's CORE on a few items, a sentence to read."
+    few = replace(course, source=replace(course.source, val=_at_most(course.source.val, 20_000)),
+                  recipe=course.recipe | {"eval": {"items": 20}})
+    start = [course.tokenizer.bos, *course.tokenizer.encode("One day")]
+
+    def sample(model: GPT) -> dict:
+        said = course.sampler(model)([start], max_new_tokens=32, temperature=0.7, seed=course.seed)[0]
+        text = "One day" + course.tokenizer.decode(said.tokens)
+        print0(f"  {text}")
+        return {"text": text}
+
+    watch = {"val": lambda model: {"skills": measure_bpb(few, model)}, "sample": sample}
+    return watch | ({"core": lambda model: {"skills": measure_core(few, model)}} if course.source.is_world else {})
 
 
 def base_stage(course: Course, model: GPT, forward: Callable) -> None:
@@ -372,7 +397,7 @@ def base_stage(course: Course, model: GPT, forward: Callable) -> None:
     model.init_weights(course.seed)
     train.pretrain(stage, section, make_model=lambda: model, make_optimizer=optimizer_maker(course),
                    loader=loader, forward=forward, fingerprint=course.tokenizer.fingerprint(),
-                   **common_options(course, "base"))
+                   watch=watchers(course), **common_options(course, stage))
 
 # %% ../lessons/12_capstone.ipynb #e6c19123
 def named_task(course: Course, name: str, rows: int, seed: int):
@@ -400,7 +425,7 @@ def chat_stage(course: Course, name: str, parent: str, model: GPT, forward: Call
     load_weights(course.run.path / parent, model=model, fingerprint=course.tokenizer.fingerprint())
     rank, _, world = ranks()
     options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
-                   make_optimizer=optimizer_maker(course), **common_options(course, name),
+                   make_optimizer=optimizer_maker(course), **common_options(course, stage),
                    conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
     stage_function = {"mid": midtrain, "sft": sft}[name]
     stage_function(stage, section, texts=course.source.train[-section["text"]:] if section["text"] else (), **options)
@@ -413,7 +438,7 @@ def rl_stage(course: Course, model: GPT) -> None:
     stage, section = open_stage(course, "rl", "sft", "rl"), course.recipe["rl"]
     if stage.status() == "finished": return
     load_weights(course.run.path / "sft", model=model, fingerprint=course.tokenizer.fingerprint())
-    options = {k: v for k, v in common_options(course, "rl").items() if k != "gather"}
+    options = {k: v for k, v in common_options(course, stage).items() if k in ("evaluators", "reduce", "agree")}
     rank, _, world = ranks()
     grpo(stage, section, model=model, tokenizer=course.tokenizer, sampler=course.sampler(model), rank=rank, world=world,
          task=mixture(course, section, course.seed + 900),
@@ -595,6 +620,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="since", choices=STAGES, help="redo this stage and those after it")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="SECTION.KEY=VALUE",
                         help="change one number of the recipe")
+    parser.add_argument("--wandb", metavar="PROJECT", help="send the log to Weights & Biases as well (not of grpo)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
 
@@ -637,6 +663,7 @@ def train_command(args: argparse.Namespace, until: str) -> Course:
     kept = stored_facts(run)
     if args.minutes and kept.get("note"): recipe, args.minutes = kept["settings"], None     # decided at the start
     course = open_course(recipe, run, args.device, args.dtype)
+    course.wandb = args.wandb
     with distributed.session(course.device):
         record = run_course(course, until, args.since, args.minutes)
     if ranks()[0] == 0: print(f"\nreport: {run.path / 'report.md'}  ({record['seconds']['total']:.0f} s of work)")

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat import __main__ as program
+from nanochat import train
 from nanochat.report import SKILLS, STAGES
 from nanochat.workshop import UserError
 
@@ -209,3 +211,47 @@ def test_two_processes_train_the_same_recipe(tmp_path):
     pair, one = (load_file(tmp_path / n / "base" / "step_000004" / "model.safetensors") for n in ("pair", "one"))
     for name in one:      # AdamW divides by almost nothing for rare tokens, so single entries may differ visibly
         assert (pair[name] - one[name]).norm() < 1e-4 * one[name].norm(), name
+
+
+# ---- what the roof does on the way
+
+def base_log(home: Path, name: str, *words: str) -> list[dict]:
+    "Pretrain a tiny model in this process; the records of its log."
+    assert program.main(["pretrain", "--recipe", "smoke", "--name", name, *TINY, *words]) == 0
+    return [json.loads(line) for line in (home / name / "base" / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch) -> Path:
+    for key, value in environment(tmp_path).items(): monkeypatch.setenv(key, value)
+    return tmp_path
+
+
+def test_base_is_watched_and_rows_are_split_where_memory_is_short(in_process, monkeypatch, capsys):
+    whole = base_log(in_process, "whole", "--set", "base.eval_every=2", "--dtype", "float32")
+    seen = [r["evals"] for r in whole if "evals" in r]
+    assert len(seen) == 1 and {"val", "core", "sample"} <= seen[0].keys()
+    skills = {row["skill"]: row["value"] for part in ("val", "core") for row in seen[0][part]["skills"]}
+    assert 1 < skills["bpb"] < 10 and "core_schema" in skills
+    assert seen[0]["sample"]["text"].startswith("One day") and seen[0]["sample"]["text"] in capsys.readouterr().out
+
+    def two_rows(size):
+        if size > 2: raise torch.OutOfMemoryError
+    monkeypatch.setattr(train, "_counts", lambda model, hold: two_rows)
+    parts = base_log(in_process, "parts", "--set", "base.eval_every=2", "--dtype", "float32")
+    assert "2 of 8 rows at a time" in capsys.readouterr().out
+    losses = lambda log: [r["loss"] for r in log if "loss" in r]
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_wandb_hears_all_that_the_log_says(in_process, monkeypatch, capsys):
+    from types import SimpleNamespace
+    heard, opened = [], []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
+        init=lambda **about: opened.append(about) or SimpleNamespace(log=lambda numbers, step: heard.append((step, numbers)))))
+    log = base_log(in_process, "told", "--wandb", "course")
+    assert [about["project"] for about in opened] == ["course"] and "told base" == opened[0]["name"]
+    assert [step for step, _ in heard] == [r["step"] for r in log]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert program.main(["pretrain", "--recipe", "smoke", "--name", "mute", *TINY, "--wandb", "course"]) == 2
+    assert "pip install wandb" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_inflections(rule, pairs):
 def test_names_are_few_and_in_one_group_only():
     names = [name for g in GROUPS for name, _ in world.people(g)]
     assert len(names) == len(set(names)) <= 1500
-    assert len(world.people("heroes")) == len(world.people("friends")) == 120
+    assert len(world.people("heroes")) == 120 and len(world.people("friends")) == 12
     first = [g for g in GROUPS for _ in world.people(g)]
     assert Counter(first)["people"] == 100
 
@@ -392,7 +392,7 @@ def test_general_prompts_are_not_about_identity():
 def test_a_friend_never_begins_like_the_hero():
     chooser = world.Chooser("initials")
     casts = [world.cast(chooser, hero) for hero in world.people("heroes") for _ in range(5)]
-    assert all(c["hero"][0] != c["friend"][0] for c in casts) and len({c["friend"] for c in casts}) > 100
+    assert all(c["hero"][0] != c["friend"][0] for c in casts) and len({c["friend"] for c in casts}) == 12
 
 
 # ---- the judge

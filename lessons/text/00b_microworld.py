@@ -882,7 +882,7 @@ WRITERS: dict[str, Callable[[Chooser], str]] = {
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "labels": 10.0, "dialogue": 1.0, "recipe": 1.0,
+           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "labels": 24.0, "dialogue": 1.0, "recipe": 1.0,
            "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
