@@ -95,6 +95,7 @@ GRADERS = {
     "word1": same_number,
     "word2": same_number,
     "word3": same_number,
+    "labels": not_graded,
     "story": not_graded,
     "smalltalk": not_graded,
     "beyond": not_graded,

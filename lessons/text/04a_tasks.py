@@ -189,7 +189,7 @@ assert len(sums) == 1 and sums.evaluate(sums[0], "The answer is 19.") and sums.k
 # %% [markdown]
 # ## The little world's tasks
 #
-# `microworld` yields conversations by kind. The grader follows from the kind. Stories and small talk have no right answer: they are for training,
+# `microworld` yields conversations by kind. The grader follows from the kind. Stories, small talk and games with letters have no one right answer: they are for training,
 # and asking for a grade is a mistake that should be loud.
 
 # %%
@@ -208,6 +208,7 @@ GRADERS = {
     "word1": same_number,
     "word2": same_number,
     "word3": same_number,
+    "labels": not_graded,
     "story": not_graded,
     "smalltalk": not_graded,
     "beyond": not_graded,
