@@ -445,6 +445,13 @@ def tokenizer_stage(course: Course) -> None:
     print0(f"tokenizer: {course.tokenizer.vocab_size} tokens, {stage.metrics()['bytes_per_token']:.2f} bytes each")
 
 
+# %% [markdown]
+# How many rows fit into memory at a time is found out at the start (lesson 03), and said only when a batch has to be split; the result is the same.
+# Every record goes to `log.jsonl` in any case, and with `--wandb PROJECT` to Weights & Biases too.
+#
+# While the base model learns, `watchers` looks at it every `eval_every` steps: bits per byte on a little held-out text, the world's CORE on 20 items a task, and
+# one sentence to read. They take about two seconds, and you see a model go from syllables to people who find things.
+
 # %%
 #| export
 def learner(course: Course) -> tuple[GPT, Callable]:
