@@ -329,7 +329,7 @@ metrics = midtrain(stage, recipe, model=model, tokenizer=tokenizer, conversation
                    texts=texts[:by_tier(50, 1500)], make_optimizer=make_optimizer, evaluators={"letters": letters})
 after = metrics["evals"]["letters"]
 print({k: round(v, 3) for k, v in after.items()})
-assert after["named"] >= by_tier(0.0, 0.3)
+assert after["named"] >= by_tier(0.0, 0.1)
 
 # %%
 points = [(0, before)] + [(r["step"], r["evals"]["letters"]) for r in stage.records() if "evals" in r]
