@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 REDRAWN = re.compile(r"[^\n]*\r(?=[^\n])")     # what a later carriage return drew over
 TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/\w+")      # another folder in each run
+HOME = re.compile(re.escape(str(Path.home())) + r"(?=/)")                # another one on each machine
+
+
+def placeless(text: str) -> str:
+    "The text without folders of this machine."
+    return HOME.sub("~", TEMPORARY.sub("TEMP", text))
 
 
 def joined(outputs: list) -> list:
@@ -25,9 +31,9 @@ def joined(outputs: list) -> list:
         if o.output_type == "stream" and out and out[-1].get("name") == o.name: out[-1].text += o.text
         else: out.append(o)
     for o in out:
-        if o.output_type == "stream": o.text = TEMPORARY.sub("TEMP", REDRAWN.sub("", o.text.replace("\r\n", "\n")))
+        if o.output_type == "stream": o.text = placeless(REDRAWN.sub("", o.text.replace("\r\n", "\n")))
         plain = o.get("data", {}).get("text/plain")
-        if plain: o.data["text/plain"] = TEMPORARY.sub("TEMP", plain)
+        if plain: o.data["text/plain"] = placeless(plain)
     return out
 
 
