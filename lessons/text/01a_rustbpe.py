@@ -457,7 +457,7 @@ ax.minorticks_off()
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="Training 32,768 entries with two threads. gigatoken's line is for GPT-2's pattern, which is simpler.",
        alt="Seconds against megabytes on logarithmic axes. Our line lies lowest, rising from a tenth of a second to about one; "
-           "the lines of rustbpe and tokenizers run parallel about ten and twenty times higher; gigatoken's is flat and between.")
+           "the lines of rustbpe and tokenizers run parallel about ten and twenty times higher; gigatoken's is nearly flat, the highest at 10 MB and between them from 50 MB on.")
 
 # %% [markdown]
 # From 4,096 to 32,768 entries costs us a sixteenth more (a fifth with one thread), although eight times as many merges are made: the late ones are rare. gigatoken, which cuts by hand as we do, is the closest; it pays for its late merges even on
