@@ -460,7 +460,7 @@ def run_stages(course: Course, until: str = "rl") -> None:
     if "rl" in wanted: rl_stage(course, model)
 
 # %% ../lessons/12_capstone.ipynb #ded06c4e
-COMPILED = 0.75         # a compiled step's share of an eager one: 0.62 measured with AMX, 0.85 to 0.9 without
+COMPILED = 0.75         # a compiled step's share of an eager one: 0.62 measured with AMX, 0.89 without
 FIXED_SECONDS = 45.0    # compiling, text, tokenizer
 STEP_SHARES = {"eval": 130, "rl": 2.2}    # all evaluation, and one rl step, in units of one training step
 

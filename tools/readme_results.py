@@ -35,7 +35,7 @@ def table(reports: list[dict]) -> str:
     machine, slowest = reports[0]["machine"], max(r["seconds"]["total"] for r in reports)
     seeds = ", ".join(str(r["seed"]) for r in reports)
     lines += ["", f"Seeds: {seeds}. {machine['cpu']}, {machine['cores']} cores, {machine['dtype']}, torch "
-              f"{machine['torch']}: {slowest:.0f} seconds from the command to the report, after installation."]
+              f"{machine['torch']}: {slowest:,.0f} seconds (the slowest) from the command to the report, after installation."]
     return "\n".join(lines)
 
 

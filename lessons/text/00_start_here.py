@@ -16,7 +16,7 @@
 # ## Talk to it
 #
 # The next cell looks for a trained model on this computer. If you ran `make tour`, there is one. If not, the cell says so, and you can
-# come back: `make tour` takes about ten minutes in a terminal while you read on.
+# come back: `make tour` takes ten to twenty minutes in a terminal while you read on.
 
 # %%
 from nanochat.__main__ import finished_course
