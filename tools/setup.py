@@ -162,7 +162,7 @@ def make_venv(env, python):
     if (version_of(python_of(env)) or (0, 0)) < OLDEST:
         if not can_make_venv(python):
             raise Problem("this Python has no venv module: install it (Debian, Ubuntu: `apt install python3-venv`) and run this again")
-        say("making .venv: a download of 3 GB on Linux, where PyTorch brings CUDA, and 5.4 GB on disk ...")
+        say("making .venv: a download of 3 GB on Linux, where PyTorch brings CUDA, and 6 GB on disk ...")
         call([python, "-m", "venv", "--clear", env], "the virtual environment could not be made; is the disk full?")
     if not (programs(env) / ("uv.exe" if WINDOWS else "uv")).is_file():
         call([python_of(env), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "uv"],
