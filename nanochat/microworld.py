@@ -7,7 +7,7 @@ __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS
            'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people', 'objects', 'word_list',
            'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours', 'train_colours', 'cast',
            'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles', 'held_people', 'profile',
-           'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'echo', 'labels', 'spelling_words', 'spelled', 'Doc',
+           'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'pairs', 'labels', 'spelling_words', 'spelled', 'Doc',
            'documents', 'corpus', 'validation', 'entropy_bpb', 'Item', 'choice_prompt', 'held_numbers', 'conversations',
            'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
 
@@ -538,19 +538,22 @@ def _made_up(chooser: Chooser) -> str:
     "A word of two syllables that means nothing, such as brolt-meef without the hyphen."
     return "".join(chooser.pick(letters) for letters in SYLLABLE * 2)
 
-def echo(
-    chooser: Chooser,
-) -> str:
-    "A game: one says four to eight words, made up or not, and another says them again."
-    (a, _), (b, _) = chooser.take(people("heroes"), 2)
-    made_up = chooser.pick((True, False))
-    words = [_made_up(chooser) if made_up else chooser.pick(_countable()) for _ in range(chooser.pick(range(4, 9)))]
-    said = ", ".join(words)
-    return f"{a} says: {said}. {b} says it again: {said}."
-
-# %% ../lessons/00b_microworld.ipynb #7c5d7f8d
 LETTERS = ("A", "B", "C", "D")
 
+def pairs(
+    chooser: Chooser,
+) -> str:
+    "A game: three to six words get partners, words or letters, and twelve times a pair comes back."
+    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_countable())
+    n, lettered = chooser.pick((3, 4, 5, 6)), chooser.pick((True, False))
+    words = [word() for _ in range(n)]
+    others = chooser.take("ABCDEFGH", n) if lettered else [word() for _ in range(n)]
+    said = [f" {w}={o}" if lettered else f" {w} {o}" for w, o in zip(words, others)]
+    back = [chooser.pick(said) for _ in range(12)]
+    if lettered: return "\n".join([*("-" + pair for pair in said), "", *back])
+    return f"Pairs:{','.join(said)}. Again:{','.join(back)}."
+
+# %% ../lessons/00b_microworld.ipynb #7c5d7f8d
 @cache
 def _to_label() -> tuple[tuple[str, ...], ...]:
     "Lists of which four words get letters: what people have and do, kinds of things, numbers."
@@ -598,11 +601,11 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled, "echo": echo, "labels": labels,
+    "sums": sums, "ages": ages, "spelled": spelled, "pairs": pairs, "labels": labels,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "echo": 4.0, "labels": 10.0, "dialogue": 1.0, "recipe": 1.0,
+           "ages": 2.0, "spelled": 4.5, "pairs": 14.0, "labels": 5.0, "dialogue": 1.0, "recipe": 1.0,
            "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
