@@ -787,10 +787,11 @@ for kind in (fact_list, sums, ages): print(kind(Chooser("x")), "\n")
 # %%
 #| export
 @cache
-def _countable() -> tuple[str, ...]:
-    "Things to count."
-    keys = ("things.pl", "edibles.pl", "animals.pl")
-    return tuple(w for k in keys for w in word_list(k) if " " not in w)
+def _many_words() -> tuple[str, ...]:
+    "Single words in their forms: things, people at work, plants, doings and looks."
+    keys = """things.pl edibles.pl animals.pl jobs.pl plants.pl acts.3 acts.past acts.ing
+              deeds.3 deeds.past deeds.ing looks.er looks.est traits.er traits.est"""
+    return tuple(dict.fromkeys(w for k in keys.split() for w in word_list(k) if " " not in w))
 
 SYLLABLE = ("b bl br d dr f fl g gr h j k l m n p pl r s sk st t tr v w z".split(),
             "a e i o u ai ee oa oo".split(), "b d f g k l m n p r s t x lt mp nd sk".split())
@@ -805,7 +806,7 @@ def pairs(
     chooser: Chooser,
 ) -> str:
     "A game: three to six words get partners, words or letters, and twelve times a pair comes back."
-    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_countable())
+    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_many_words())
     n, lettered = chooser.pick((3, 4, 5, 6)), chooser.pick((True, False))
     words = [word() for _ in range(n)]
     others = chooser.take("ABCDEFGH", n) if lettered else [word() for _ in range(n)]
@@ -1284,6 +1285,12 @@ assert _value("3*12+7-5") == (38, False) and _value("2-5+4") == (1, True)
 
 # %%
 #| export
+@cache
+def _countable() -> tuple[str, ...]:
+    "Things to count."
+    keys = ("things.pl", "edibles.pl", "animals.pl")
+    return tuple(w for k in keys for w in word_list(k) if " " not in w)
+
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
     "Word problems of one difficulty, worked out with the calculator."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
