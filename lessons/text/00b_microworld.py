@@ -885,7 +885,7 @@ print([len(words) for words in spelling_words()], "words to train on and held ou
 # %% [markdown]
 # ## Documents
 #
-# Fifteen kinds of documents, each with a weight. Eight of them (dialogue, recipe, diary and so on) are plain sections of `documents.txt`.
+# Seventeen kinds of documents, each with a weight. Eight of them (dialogue, recipe, diary and so on) are plain sections of `documents.txt`.
 # The kind is a choice too, so its bits count.
 
 # %%
@@ -1004,8 +1004,8 @@ right.barh(kinds, [bits[k] / size[k] for k in kinds], color="tab:orange")
 right.axvline(entropy_bpb(docs), color="black", lw=1, ls="--")
 right.set_xlabel("bits per byte")
 figure(fig, caption="Kinds of documents: their share of the text, and how unpredictable they are. Dashed: the whole.",
-       alt="Two bar charts of sixteen kinds of documents. Stories hold almost three quarters of the bytes, profile facts, "
-           "profiles and facts most of the rest. Bits per byte go from 0.2 for profiles to 1.0 for sums; stories "
+       alt="Two bar charts of seventeen kinds of documents. Stories hold about seventy per cent of the bytes, pairs, profile facts "
+           "and profiles most of the rest. Bits per byte go from 0.2 for profiles to 1.0 for sums; stories "
            "have 0.36, close to the dashed line of the whole corpus.")
 
 # %% [markdown]
