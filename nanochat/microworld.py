@@ -602,11 +602,11 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled, "pairs": pairs, "labels": labels,
+    "sums": sums, "ages": ages, "spelled": spelled, "pairs": pairs,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "pairs": 14.0, "labels": 5.0, "dialogue": 1.0, "recipe": 1.0,
+           "ages": 2.0, "spelled": 4.5, "pairs": 11.0, "dialogue": 1.0, "recipe": 1.0,
            "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):

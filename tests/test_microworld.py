@@ -131,7 +131,7 @@ def test_kinds_and_shares(docs):
     for d in docs: size[d.kind] += len(d.text.encode())
     share = {k: n / sum(size.values()) for k, n in size.items()}
     assert set(share) == set(world.WRITERS) and len(share) >= 8
-    assert 0.66 <= share["story"] <= 0.72 and 0.06 <= share["pairs"] <= 0.09 and 0.11 <= share["profile"] + share["profile facts"] <= 0.16
+    assert 0.66 <= share["story"] <= 0.73 and 0.05 <= share["pairs"] <= 0.08 and 0.11 <= share["profile"] + share["profile facts"] <= 0.16
 
 
 def test_documents_are_mostly_distinct(docs):
@@ -493,9 +493,8 @@ def test_schema_contexts_differ_in_one_word():
             assert right in (a, b)[r["gold"]] and right not in (a, b)[1 - r["gold"]]
 
 
-def test_labels_give_each_word_its_letter_again(docs):
-    games = [d.text for d in docs if d.kind == "labels"]
-    assert len(games) > 100
+def test_labels_give_each_word_its_letter_again():
+    games = ["\n\n".join(m["content"] for m in talk["messages"]) for talk in world.conversations("labels", 300, 0)]
     orders = set()
     for text in games:
         given, asked = (dict(re.findall(r"^(?:-)? ?(.+)=([A-D])$", part, re.M)) for part in text.split("\n\n"))

@@ -822,7 +822,7 @@ for seed in ("e", "b"): print(pairs(Chooser(seed)), "\n")
 
 # %% [markdown]
 # A second game is nearer to multiple choice: four words of one kind get the letters A to D, and all come back in another order. The end of a word is not enough to
-# find it (`baker` and `butcher` both end in the piece `er`), so the model has to compare more than the last token.
+# find it (`baker` and `butcher` both end in the piece `er`), so the model has to compare more than the last token. It is played in conversations only.
 
 # %%
 #| export
@@ -885,7 +885,7 @@ print([len(words) for words in spelling_words()], "words to train on and held ou
 # %% [markdown]
 # ## Documents
 #
-# Seventeen kinds of documents, each with a weight. Eight of them (dialogue, recipe, diary and so on) are plain sections of `documents.txt`.
+# Sixteen kinds of documents, each with a weight. Eight of them (dialogue, recipe, diary and so on) are plain sections of `documents.txt`.
 # The kind is a choice too, so its bits count.
 
 # %%
@@ -896,11 +896,11 @@ def _section(name: str) -> Callable[[Chooser], str]:
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,
-    "sums": sums, "ages": ages, "spelled": spelled, "pairs": pairs, "labels": labels,
+    "sums": sums, "ages": ages, "spelled": spelled, "pairs": pairs,
     **{name: _section(name) for name in ("dialogue", "recipe", "directions", "weather",
                                          "howto", "diary", "letter", "lists")}}
 WEIGHTS = {"story": 80.0, "profile": 20.0, "profile facts": 24.0, "facts": 10.0, "sums": 4.0,
-           "ages": 2.0, "spelled": 4.5, "pairs": 14.0, "labels": 5.0, "dialogue": 1.0, "recipe": 1.0,
+           "ages": 2.0, "spelled": 4.5, "pairs": 11.0, "dialogue": 1.0, "recipe": 1.0,
            "directions": 1.0, "weather": 1.0, "howto": 1.0, "diary": 1.0, "letter": 1.0, "lists": 1.0}
 
 class Doc(NamedTuple):
@@ -1004,7 +1004,7 @@ right.barh(kinds, [bits[k] / size[k] for k in kinds], color="tab:orange")
 right.axvline(entropy_bpb(docs), color="black", lw=1, ls="--")
 right.set_xlabel("bits per byte")
 figure(fig, caption="Kinds of documents: their share of the text, and how unpredictable they are. Dashed: the whole.",
-       alt="Two bar charts of seventeen kinds of documents. Stories hold about seventy per cent of the bytes, pairs, profile facts "
+       alt="Two bar charts of sixteen kinds of documents. Stories hold about seventy per cent of the bytes, pairs, profile facts "
            "and profiles most of the rest. Bits per byte go from 0.2 for profiles to 1.0 for sums; stories "
            "have 0.36, close to the dashed line of the whole corpus.")
 
