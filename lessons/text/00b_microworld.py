@@ -781,8 +781,8 @@ for kind in (fact_list, sums, ages): print(kind(Chooser("x")), "\n")
 # One more kind of document holds no knowledge at all. It is a game of pairs: words get partners, and then pairs come back in any order. Who comes next stands
 # a few lines above and cannot be known otherwise. A model that reads enough of these learns a useful trick, to find the place where the same word stood before
 # and to go on as the text went on there (the induction heads of Olsson et al. 2022). Copying a name or a number out of a question needs it, and so does
-# choosing an answer by its letter. Half of the words are made up, so that they have to be copied piece by piece: that practice matters more than anything else
-# (`benchmarks/RESULTS.md`). Games with words that the model knows by heart taught the trick to one model of three, and these teach it to every one we tried.
+# choosing an answer by its letter. Half of the words are made up, so that they have to be copied piece by piece: that practice matters more than anything else.
+# A game whose words the model knew by heart taught the trick to one model of three; this one taught it to every model that we tried (`benchmarks/RESULTS.md`).
 
 # %%
 #| export
