@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['LEXICON', 'WORLD_SEED', 'FORMS', 'POOLS', 'KNOWN', 'Step', 'PRONOUNS', 'NAME_PARTS', 'ATTRIBUTES', 'KINDS_OF',
-           'SYLLABLE', 'LETTERS', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'CHOICES', 'ONLY_LETTER', 'SAY_FIRST',
-           'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE', 'lexicon', 'plural', 'third',
-           'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article', 'people', 'objects', 'word_list',
-           'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell', 'held_colours', 'train_colours', 'cast',
-           'new_names', 'story', 'Wordings', 'wordings', 'plain_fact', 'profiles', 'held_people', 'profile',
-           'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'pairs', 'labels', 'spelling_words', 'spelled', 'Doc',
-           'documents', 'corpus', 'validation', 'entropy_bpb', 'Item', 'choice_prompt', 'held_numbers', 'conversations',
-           'general_prompts', 'story_openings', 'judge_story', 'corrupt_story', 'core_tasks']
+           'COUNTABLE', 'MANY', 'SYLLABLE', 'LETTERS', 'SPELLED', 'ALPHABET', 'WRITERS', 'WEIGHTS', 'CHOICES',
+           'ONLY_LETTER', 'SAY_FIRST', 'STORY_ASKS', 'STORY_ASKS_FREE', 'STORY_ASKS_KEPT', 'TALKS', 'CORE', 'CHANCE',
+           'lexicon', 'plural', 'third', 'past', 'ing', 'comparative', 'superlative', 'adverb', 'with_article',
+           'people', 'objects', 'word_list', 'Chooser', 'Slot', 'compile_line', 'write', 'grammar', 'tell',
+           'held_colours', 'train_colours', 'cast', 'new_names', 'story', 'Wordings', 'wordings', 'plain_fact',
+           'profiles', 'held_people', 'profile', 'profile_facts', 'facts', 'fact_list', 'sums', 'ages', 'pairs',
+           'labels', 'spelling_words', 'spelled', 'Doc', 'documents', 'corpus', 'validation', 'entropy_bpb', 'Item',
+           'choice_prompt', 'held_numbers', 'conversations', 'general_prompts', 'story_openings', 'judge_story',
+           'corrupt_story', 'core_tasks']
 
 # %% ../lessons/00b_microworld.ipynb #1df3c76b
 import re
@@ -525,11 +526,13 @@ def ages(
             f"{c} is {h} cm tall. {d} is {k} cm tall. So {tall[0]} is taller than {tall[1]}.")
 
 # %% ../lessons/00b_microworld.ipynb #89c75aea
+COUNTABLE = "things.pl edibles.pl animals.pl"
+MANY = f"""{COUNTABLE} jobs.pl plants.pl acts.3 acts.past acts.ing deeds.3 deeds.past deeds.ing
+    looks.er looks.est traits.er traits.est"""
+
 @cache
-def _many_words() -> tuple[str, ...]:
-    "Single words in their forms: things, people at work, plants, doings and looks."
-    keys = """things.pl edibles.pl animals.pl jobs.pl plants.pl acts.3 acts.past acts.ing
-              deeds.3 deeds.past deeds.ing looks.er looks.est traits.er traits.est"""
+def _single_words(keys: str) -> tuple[str, ...]:
+    "The words of several lists that have no space in them, each once."
     return tuple(dict.fromkeys(w for k in keys.split() for w in word_list(k) if " " not in w))
 
 SYLLABLE = ("b bl br d dr f fl g gr h j k l m n p pl r s sk st t tr v w z".split(),
@@ -539,13 +542,11 @@ def _made_up(chooser: Chooser) -> str:
     "A word of two syllables that means nothing, such as brolt-meef without the hyphen."
     return "".join(chooser.pick(letters) for letters in SYLLABLE * 2)
 
-LETTERS = ("A", "B", "C", "D")
-
 def pairs(
     chooser: Chooser,
 ) -> str:
     "A game: three to six words get partners, words or letters, and twelve times a pair comes back."
-    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_many_words())
+    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_single_words(MANY))
     n, lettered = chooser.pick((3, 4, 5, 6)), chooser.pick((True, False))
     words = [word() for _ in range(n)]
     others = chooser.take("ABCDEFGH", n) if lettered else [word() for _ in range(n)]
@@ -555,6 +556,8 @@ def pairs(
     return f"Pairs:{','.join(said)}. Again:{','.join(back)}."
 
 # %% ../lessons/00b_microworld.ipynb #7c5d7f8d
+LETTERS = ("A", "B", "C", "D")
+
 @cache
 def _to_label() -> tuple[tuple[str, ...], ...]:
     "Lists of which four words get letters: what people have and do, kinds of things, numbers."
@@ -563,12 +566,12 @@ def _to_label() -> tuple[tuple[str, ...], ...]:
 
 def labels(
     chooser: Chooser,
-) -> str:
+) -> tuple[str, str]:   # what is given, what comes back
     "A game: four words get the letters A to D, then each comes back with its letter, in any order."
     words = chooser.take(chooser.pick(_to_label()), 4)
     given = [f"- {word}={letter}" for word, letter in zip(words, LETTERS)]
     asked = [f" {words[i]}={LETTERS[i]}" for i in chooser.take(range(4), 4)]
-    return "\n".join([*given, "", *asked])
+    return "\n".join(given), "\n".join(asked)
 
 # %% ../lessons/00b_microworld.ipynb #0d2d1387
 SPELLED = """animals fruits vegetables foods foods_mass plants jobs places buildings furniture
@@ -801,7 +804,7 @@ def choice_prompt(
 def _label_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     "The game with letters as a conversation: here are four words, say them in any order."
     while True:
-        given, back = labels(chooser).split("\n\n")
+        given, back = labels(chooser)
         yield _turn("labels", given, back, back)
 
 def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -853,12 +856,6 @@ def _numbers_for(chooser: Chooser, split: str, expression: tuple) -> tuple[dict,
         if fits: return known, text, value
 
 # %% ../lessons/00b_microworld.ipynb #23809124
-@cache
-def _countable() -> tuple[str, ...]:
-    "Things to count."
-    keys = ("things.pl", "edibles.pl", "animals.pl")
-    return tuple(w for k in keys for w in word_list(k) if " " not in w)
-
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
     "Word problems of one difficulty, worked out with the calculator."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -868,7 +865,7 @@ def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
             known, text, value = _numbers_for(chooser, split, expression)
             (name, she), (friend, _) = chooser.take(_fresh_group(split), 2)
             known |= {"name": name, "he": she, "friend": friend}
-            known["nouns"] = chooser.pick(_countable())
+            known["nouns"] = chooser.pick(_single_words(COUNTABLE))
             reply = [{"type": "python", "text": text},
                      {"type": "python_output", "text": str(value)},
                      {"type": "text", "text": f" The answer is {value}."}]

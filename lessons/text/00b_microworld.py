@@ -776,7 +776,6 @@ def ages(
 # %%
 for kind in (fact_list, sums, ages): print(kind(Chooser("x")), "\n")
 
-
 # %% [markdown]
 # One more kind of document holds no knowledge at all. It is a game of pairs: words get partners, and then pairs come back in any order. Who comes next stands
 # a few lines above and cannot be known otherwise. A model that reads enough of these learns a useful trick, to find the place where the same word stood before
@@ -786,11 +785,13 @@ for kind in (fact_list, sums, ages): print(kind(Chooser("x")), "\n")
 
 # %%
 #| export
+COUNTABLE = "things.pl edibles.pl animals.pl"
+MANY = f"""{COUNTABLE} jobs.pl plants.pl acts.3 acts.past acts.ing deeds.3 deeds.past deeds.ing
+    looks.er looks.est traits.er traits.est"""
+
 @cache
-def _many_words() -> tuple[str, ...]:
-    "Single words in their forms: things, people at work, plants, doings and looks."
-    keys = """things.pl edibles.pl animals.pl jobs.pl plants.pl acts.3 acts.past acts.ing
-              deeds.3 deeds.past deeds.ing looks.er looks.est traits.er traits.est"""
+def _single_words(keys: str) -> tuple[str, ...]:
+    "The words of several lists that have no space in them, each once."
     return tuple(dict.fromkeys(w for k in keys.split() for w in word_list(k) if " " not in w))
 
 SYLLABLE = ("b bl br d dr f fl g gr h j k l m n p pl r s sk st t tr v w z".split(),
@@ -800,13 +801,11 @@ def _made_up(chooser: Chooser) -> str:
     "A word of two syllables that means nothing, such as brolt-meef without the hyphen."
     return "".join(chooser.pick(letters) for letters in SYLLABLE * 2)
 
-LETTERS = ("A", "B", "C", "D")
-
 def pairs(
     chooser: Chooser,
 ) -> str:
     "A game: three to six words get partners, words or letters, and twelve times a pair comes back."
-    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_many_words())
+    word = lambda: _made_up(chooser) if chooser.pick((True, False)) else chooser.pick(_single_words(MANY))
     n, lettered = chooser.pick((3, 4, 5, 6)), chooser.pick((True, False))
     words = [word() for _ in range(n)]
     others = chooser.take("ABCDEFGH", n) if lettered else [word() for _ in range(n)]
@@ -819,13 +818,14 @@ def pairs(
 # %%
 for seed in ("e", "b"): print(pairs(Chooser(seed)), "\n")
 
-
 # %% [markdown]
 # A second game is nearer to multiple choice: four words of one kind get the letters A to D, and all come back in another order. The end of a word is not enough to
 # find it (`baker` and `butcher` both end in the piece `er`), so the model has to compare more than the last token. It is played in conversations only.
 
 # %%
 #| export
+LETTERS = ("A", "B", "C", "D")
+
 @cache
 def _to_label() -> tuple[tuple[str, ...], ...]:
     "Lists of which four words get letters: what people have and do, kinds of things, numbers."
@@ -834,16 +834,16 @@ def _to_label() -> tuple[tuple[str, ...], ...]:
 
 def labels(
     chooser: Chooser,
-) -> str:
+) -> tuple[str, str]:   # what is given, what comes back
     "A game: four words get the letters A to D, then each comes back with its letter, in any order."
     words = chooser.take(chooser.pick(_to_label()), 4)
     given = [f"- {word}={letter}" for word, letter in zip(words, LETTERS)]
     asked = [f" {words[i]}={LETTERS[i]}" for i in chooser.take(range(4), 4)]
-    return "\n".join([*given, "", *asked])
+    return "\n".join(given), "\n".join(asked)
 
 
 # %%
-print(labels(Chooser("a")))
+print(*labels(Chooser("a")), sep="\n\n")
 
 # %% [markdown]
 # Spelling needs its own care. A token is a piece of several letters, and a model does not see the letters in it. It can
@@ -1212,7 +1212,7 @@ def choice_prompt(
 def _label_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     "The game with letters as a conversation: here are four words, say them in any order."
     while True:
-        given, back = labels(chooser).split("\n\n")
+        given, back = labels(chooser)
         yield _turn("labels", given, back, back)
 
 def _choice_talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -1285,12 +1285,6 @@ assert _value("3*12+7-5") == (38, False) and _value("2-5+4") == (1, True)
 
 # %%
 #| export
-@cache
-def _countable() -> tuple[str, ...]:
-    "Things to count."
-    keys = ("things.pl", "edibles.pl", "animals.pl")
-    return tuple(w for k in keys for w in word_list(k) if " " not in w)
-
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
     "Word problems of one difficulty, worked out with the calculator."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
@@ -1300,7 +1294,7 @@ def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
             known, text, value = _numbers_for(chooser, split, expression)
             (name, she), (friend, _) = chooser.take(_fresh_group(split), 2)
             known |= {"name": name, "he": she, "friend": friend}
-            known["nouns"] = chooser.pick(_countable())
+            known["nouns"] = chooser.pick(_single_words(COUNTABLE))
             reply = [{"type": "python", "text": text},
                      {"type": "python_output", "text": str(value)},
                      {"type": "text", "text": f" The answer is {value}."}]
