@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .attention import Attention, Linear, attend, attend_on
+from .attention import Attention, Linear, attend_on, attend_sdpa
 from .attention import rms_norm, rotary_tables, window_mask
 from .workshop import UserError
 
@@ -138,18 +138,37 @@ def softcap(
     z: Tensor,          # any shape
     cap: float = 15.0,  # bound of the result
 ) -> Tensor:            # fp32, between -cap and cap
-    "Squash logits smoothly, in fp32 whatever comes in (Gemma 2, 2024)."
-    return cap * torch.tanh(z.float() / cap)
+    "cap tanh(z / cap), in fp32 whatever comes in (Gemma 2, 2024)."
+    return 2 * cap * torch.sigmoid(z.float() * (2 / cap)) - cap
 
 # %% ../lessons/02a_transformer.ipynb #b2bb44da
+class _CappedCrossEntropy(torch.autograd.Function):
+    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a sum a row."
+
+    @staticmethod
+    def forward(ctx, z, targets):                        # (N, V), (N,) -> (N,)
+        total = softcap(z).exp().sum(dim=-1)             # at most V e^15
+        ctx.save_for_backward(z, targets, total)
+        right = softcap(z.gather(-1, targets.clamp(min=0)[:, None])).squeeze(-1)
+        return torch.where(targets >= 0, total.log() - right, 0.0)
+
+    @staticmethod
+    def backward(ctx, g):                                # (N,)
+        z, targets, total = ctx.saved_tensors
+        y = softcap(z)
+        hit = torch.arange(z.shape[-1], dtype=torch.int32, device=z.device) == targets.int()[:, None]
+        g = torch.where(targets >= 0, g, 0.0)[:, None]
+        slope = 1 - (y / 15.0) ** 2
+        return ((y.exp() / total[:, None] - hit.float()) * slope * g).to(z.dtype), None
+
+
 def next_token_loss(
-    logits: Tensor,           # (B, T, V) fp32
+    scores: Tensor,           # (B, T, V) of the head, before softcap
     targets: Tensor,          # (B, T), -1: not counted
     reduction: str = "mean",  # or "none"
 ) -> Tensor:                  # a number, or (B, T) with 0 where not counted
-    "Cross entropy in nats. The mean is over counted targets, and 0 where there are none."
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
-                             reduction="none")
+    "Cross entropy of softcapped scores, nats. The mean is over counted targets, 0 if there are none."
+    losses = _CappedCrossEntropy.apply(scores.flatten(0, 1), targets.flatten())
     if reduction == "none": return losses.view_as(targets)      # (B, T)
     return losses.sum() / (targets != -1).sum().clamp(min=1)
 
@@ -177,8 +196,8 @@ class GPT(nn.Module):
         cache=None,                     # keys and values of earlier tokens, as in lesson 08
     ) -> Tensor:                        # (B, T, V) fp32 logits; with targets the loss in nats
         "Logits of the next tokens, or the loss. Raises `UserError` beyond the rotary tables."
-        logits = self.logits(self.features(idx, cache))
-        return logits if targets is None else next_token_loss(logits, targets, reduction)
+        scores = self.lm_head(self.features(idx, cache))
+        return softcap(scores) if targets is None else next_token_loss(scores, targets, reduction)
 
     def features(self, idx: Tensor, cache=None) -> Tensor:
         "(B, T) tokens -> (B, T, C), what the head reads."
@@ -272,9 +291,11 @@ def memory(self: GPT,
     Small things (one number a token, masks, tables) are left out; a compiled step keeps less."""
     c, count = self.config, self.num_params()
     size, N, T = self.compute_dtype.itemsize, count["total"], c.seq_len
-    attention = c.n_head * T if attend_on(self.device) is attend else c.n_embd
-    block = 15 * c.n_embd + 3 * c.n_kv_head * c.head_dim + attention
-    token = (c.n_layer * block + 3 * c.n_embd) * size + 2 * c.vocab_size * 4
+    C, shared, pairs = c.n_embd, c.n_kv_head * c.head_dim, c.n_head * T
+    fused, plain, normed = 2 * shared + C, 2 * shared + pairs, 3 * C + 3 * pairs // 4
+    forms = [fused if attend_on(self.device) is attend_sdpa else normed if w is None else plain
+             for w in c.windows()]
+    token = (sum(15 * C + shared + form for form in forms) + 3 * C + c.vocab_size) * size
     copies = (N - count["embedding"]) * size if size < 4 else 0       # weights cast for each use
     kept = {name: (moments or {}).get(name, 2) for name in self.parts()}
     parts = {"weights": 4 * N, "gradients": 4 * N,

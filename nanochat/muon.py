@@ -8,7 +8,7 @@ __all__ = ['NS_COEFFICIENTS', 'MUON', 'ADAMW', 'UPDATES', 'newton_schulz', 'muon
 import torch
 from torch import Tensor
 
-from .optim import adamw_update, batch_scale, check_groups, width_scale, with_gradient
+from .optim import adamw_update_fused, batch_scale, check_groups, width_scale, with_gradient
 from .workshop import UserError
 
 # %% ../lessons/04_muon.ipynb #5ca20a5a
@@ -88,7 +88,7 @@ def muon_update(
 MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",
         "momentum": (0.85, 0.95, 300)}      # from, to, over how many steps
 ADAMW = {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
-UPDATES = {"muon": muon_update, "adamw": adamw_update}
+UPDATES = {"muon": muon_update, "adamw": adamw_update_fused}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_on, attend_sdpa, attention_maps,
+from nanochat.attention import (EPS, Attention, Linear, apply_rotary, attend, attend_normed, attend_on, attend_sdpa, attention_maps,
                                 causal_mask, rms_norm, rotary_tables, show_weights, window_mask)
 from nanochat.workshop import UserError
 
@@ -59,8 +59,42 @@ def test_attend_takes_tensors_that_are_not_contiguous():
     torch.testing.assert_close(attend(*odd), attend(q, k, v))
 
 
+@pytest.mark.parametrize("H, G, T", [(4, 4, 64), (4, 2, 11), (3, 1, 1), (2, 2, 2)])
+def test_attend_normed_equals_sdpa_with_its_gradients(H, G, T):
+    "Halves of odd length, one token, shared keys; the gradient is by hand, so it is compared with torch's."
+    ours, theirs = ([(rms_norm(x) if i < 2 else x).requires_grad_() for i, x in enumerate(qkv(H, G, T))] for _ in range(2))
+    y, expected = attend_normed(*ours), F.scaled_dot_product_attention(*theirs, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(y, expected)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for a, b in zip(ours, theirs): torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("D", [64, 128])
+def test_attend_normed_at_the_bounds_of_its_scores(D):
+    "All scores at -sqrt(D) or sqrt(D): e to the power of their distance from the bound neither underflows nor overflows."
+    one = rms_norm(torch.ones(1, 1, 6, D))
+    v = torch.randn(1, 1, 6, 4, generator=torch.Generator().manual_seed(0))
+    for sign in (1, -1): torch.testing.assert_close(attend_normed(one, sign * one, v), attend(one, sign * one, v))
+
+
+def test_attend_normed_in_bf16_is_as_near_as_the_plain_form():
+    q, k, v = (z.bfloat16() for z in qkv(4, 4, 64))
+    q, k = rms_norm(q), rms_norm(k)
+    exact = attend(*(z.double() for z in (q, k, v)))
+    errors = [(form(q, k, v).double() - exact).norm() for form in (attend_normed, attend)]
+    assert errors[0] < 1.2 * errors[1] < 0.02 * exact.norm()
+
+
+def test_attend_normed_with_a_mask_is_the_plain_form_and_refuses_what_it_refuses():
+    q, k, v = qkv(4, 2)
+    assert torch.equal(attend_normed(q, k, v, window_mask(11, 3)), attend(q, k, v, window_mask(11, 3)))
+    with pytest.raises(ValueError, match="give a mask"): attend_normed(q[:, :, :3], k, v)
+
+
 def test_the_form_follows_the_device():
-    assert attend_on(torch.device("cpu")) is attend and attend_on(torch.device("cuda", 3)) is attend_sdpa
+    assert attend_on(torch.device("cpu")) is attend_normed and attend_on(torch.device("cuda", 3)) is attend_sdpa
 
 
 def test_rotary_equals_complex_multiplication():
@@ -119,7 +153,7 @@ def test_no_output_depends_on_a_later_token_or_beyond_the_window(G, window):
     torch.manual_seed(0)
     layer, x = Attention(32, 4, G), torch.randn(1, 12, 32)
     mask = None if window is None else window_mask(12, window)
-    jacobian = torch.func.jacrev(lambda x: layer(x, rotary_tables(12, 8), mask))(x)[0, :, :, 0]   # (T, C, T, C)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x, rotary_tables(12, 8), mask), x)[0, :, :, 0]   # (T, C, T, C)
     reach = jacobian.abs().amax(dim=(1, 3)) > 0                     # (T, T) output i depends on input j
     assert torch.equal(reach, causal_mask(12) if window is None else window_mask(12, window))
 

@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanochat.attention import attend_sdpa
+from nanochat.attention import attend, attend_sdpa
 from nanochat.gpt import GPT, GPTConfig, config_for, next_token_loss, softcap
 from nanochat.workshop import UserError
 
@@ -182,9 +182,10 @@ def test_bf16_is_close_to_fp32_and_keeps_fp32_weights():
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_the_two_forms_of_attention_train_alike():
+@pytest.mark.parametrize("form", [attend, attend_sdpa])
+def test_the_forms_of_attention_train_alike(form):
     models = [lively(kv_heads=2, depth=2, window=(4,), head_dim=32) for _ in range(2)]
-    for block in models[1].blocks: block.attn.attend = attend_sdpa
+    for block in models[1].blocks: block.attn.attend = form
     for m in models: m(tokens(), tokens(seed=1)).backward()
     for a, b in zip(*(m.parameters() for m in models)): torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
@@ -206,13 +207,26 @@ def test_forward_with_loss_is_one_graph():
         torch.testing.assert_close(loss, model(idx, idx), rtol=1e-3, atol=1e-3)
 
 
-def test_next_token_loss_gradient_is_probability_minus_target():
-    logits = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    targets = torch.tensor([[3, -1, 0, 8]])
-    next_token_loss(logits, targets).backward()
-    expected = logits.detach().softmax(-1) - F.one_hot(targets.clamp(min=0), 9)
-    expected[0, 1] = 0
-    torch.testing.assert_close(logits.grad, expected / 3)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1000.0])
+def test_next_token_loss_and_its_gradient_equal_torchs(reduction, scale):
+    "The gradient is by hand: against autograd through tanh and cross entropy, in fp64; scores far beyond the cap too."
+    scores = (scale * torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    targets = torch.tensor([[3, -1, 0, 8], [-1, 1, 1, 2]])
+    capped = 15 * torch.tanh(scores.double() / 15)
+    expected = F.cross_entropy(capped.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction).view(targets.shape if reduction == "none" else ())
+    found = next_token_loss(scores, targets, reduction)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for_each = torch.rand(targets.shape, generator=torch.Generator().manual_seed(1)) if reduction == "none" else torch.ones(())
+    (a,), (b,) = (torch.autograd.grad((z * for_each).sum(), scores) for z in (found, expected))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not a[targets == -1].any()
+
+
+def test_next_token_loss_keeps_nothing_but_the_scores():
+    scores, targets, kept = torch.randn(1, 5, 64).bfloat16().requires_grad_(), torch.randint(64, (1, 5)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t): next_token_loss(scores, targets)
+    assert sum(kept) < scores.nbytes + 5 * 64
 
 
 # -- counts against counters -------------------------------------------------------------------------------------------
@@ -220,6 +234,7 @@ def test_next_token_loss_gradient_is_probability_minus_target():
 @pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(depth=1, head_dim=64)])
 def test_flops_equal_those_that_torch_counts(kwargs):
     model, idx = lively(**kwargs), tokens()
+    for block in model.blocks: block.attn.attend = attend           # which computes masked pairs, too
     with FlopCounterMode(display=False) as counter: model(idx, idx).backward()
     assert counter.get_total_flops() == idx.numel() * model.flops_per_token()
 
@@ -247,7 +262,7 @@ def kept_for_backward(model, rows):
     return sum(n for n, _ in kept.values()), loss
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(seq_len=64), dict(vocab_size=999), dict(depth=1, head_dim=64)])
+@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(seq_len=64), dict(window=(8,)), dict(vocab_size=999), dict(depth=1, head_dim=32)])
 def test_memory_equals_what_is_kept(kwargs):
     model = lively(**dict(seq_len=128) | kwargs)
     T = model.config.seq_len

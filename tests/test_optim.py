@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.optim import AdamW, batch_scale, check_groups, clip_by_global_norm, schedule, width_scale
+from nanochat.optim import AdamW, adamw_update, adamw_update_fused, batch_scale, check_groups, clip_by_global_norm, schedule, width_scale
 from nanochat.train import train
 from nanochat.workshop import UserError
 
@@ -193,3 +193,22 @@ def test_the_loop_clips_the_averaged_gradient_and_not_each_part():
     record = next(train(model, optimizer, iter([batch]), steps=1, schedule=lambda t: 1.0, reduce=average))
     assert record.grad_norm == pytest.approx(5)            # (8, 6) / 2, not (1, 0) and (0, 1) averaged
     assert torch.allclose(seen[0], torch.tensor([0.8, 0.6]), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0),
+                                      dict(lr=3e-3, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.2)])
+def test_the_fused_update_equals_the_plain_one(settings):
+    "Weights and state, with steps that are not allowed in between; the first one is among them."
+    nets = [net(), net()]
+    states = [{p: {} for p in model.parameters()} for model in nets]
+    for i in range(60):
+        allowed = i % 7 != 0
+        for model, state, update in zip(nets, states, (adamw_update, adamw_update_fused)):
+            backward(model, i)
+            if not allowed: next(model.parameters()).grad[0, 0] = float("nan")
+            update({"params": list(model.parameters())} | settings, state, torch.tensor(allowed))
+    for p, q in zip(*(model.parameters() for model in nets)):
+        assert (p - q).abs().max() < 2e-6
+        a, b = states[0][p], states[1][q]
+        assert a.keys() == b.keys() and a["step"] == b["step"] == 51
+        for name in a: torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-7)

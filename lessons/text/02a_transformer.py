@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from nanochat.attention import Attention, Linear, attend, attend_on
+from nanochat.attention import Attention, Linear, attend_on, attend_sdpa
 from nanochat.attention import rms_norm, rotary_tables, window_mask
 from nanochat.workshop import UserError
 
@@ -434,7 +434,7 @@ assert torch.equal(block(x, place), x)        # a block that writes zeros adds n
 #
 # ## Logits that stay small
 #
-# The head gives one score, a logit, for each token of the vocabulary. Nothing bounds it, and one huge score can spoil a step. **Softcap** (Gemma 2, 2024) bends scores smoothly into the range from -15 to 15: $15\tanh(z/15)$. Its slope is $1 - \tanh^2(z/15)$, near 1 for small scores, and 0 far out, where a score can no longer be pushed further.
+# The head gives one score, a logit, for each token of the vocabulary. Nothing bounds it, and one huge score can spoil a step. **Softcap** (Gemma 2, 2024) bends scores smoothly into the range from -15 to 15: $15\tanh(z/15)$. Its slope is $1 - \tanh^2(z/15)$, near 1 for small scores, and 0 far out, where a score can no longer be pushed further. (Since $\tanh x = 2\sigma(2x) - 1$, the code can use the sigmoid, which a compiler makes much faster.)
 
 # %%
 #| export
@@ -442,14 +442,15 @@ def softcap(
     z: Tensor,          # any shape
     cap: float = 15.0,  # bound of the result
 ) -> Tensor:            # fp32, between -cap and cap
-    "Squash logits smoothly, in fp32 whatever comes in (Gemma 2, 2024)."
-    return cap * torch.tanh(z.float() / cap)
+    "cap tanh(z / cap), in fp32 whatever comes in (Gemma 2, 2024)."
+    return 2 * cap * torch.sigmoid(z.float() * (2 / cap)) - cap
 
 
 # %%
 z = torch.tensor([-100.0, -1.0, 0.0, 1.0, 30.0], requires_grad=True)
 softcap(z).sum().backward()
 print("values", [round(a, 3) for a in softcap(z).tolist()], " slopes", [round(a, 3) for a in z.grad.tolist()])
+torch.testing.assert_close(softcap(z), 15 * torch.tanh(z / 15))
 torch.testing.assert_close(z.grad, 1 - torch.tanh(z.detach() / 15) ** 2)
 
 # %% [markdown]
@@ -478,27 +479,59 @@ for name, loss in (("PyTorch's mean", F.cross_entropy(logits, nothing, ignore_in
 
 
 # %% [markdown]
-# The second puts NaN into every weight, for good. The first only spoils each mean and chart that the loss goes into, because its kernel skips what does not count. Divide by at least one, and the question is gone:
+# The second puts NaN into every weight, for good. The first only spoils each mean and chart that the loss goes into, because its kernel skips what does not count. Divide by at least one, and the question is gone.
+#
+# The logits are the largest tensor of a training step, so look at what the loss does with them. Written plainly, it walks through them five times and keeps them twice, capped and as log-probabilities. What you know saves most of that:
+#
+# * Softcap bounds a logit $y$ by 15, so $e^{y}$ cannot overflow, and softmax needs no maximum. (In lesson 02 QK norm did the same for attention.)
+# * The loss at a target $t$ is $\ln \sum_k e^{y_k} - y_t$, so its derivative at $y_j$ is $p_j - \delta_{jt}$: **probability minus target**. Times the slope of softcap, $1 - (y/15)^2$, that is the gradient at the raw score $z$, and all of it follows from $z$ and one sum a row.
+#
+# So keep these two, and compute the rest again. A loss by hand, forward and backward:
 
 # %%
 #| export
+class _CappedCrossEntropy(torch.autograd.Function):
+    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a sum a row."
+
+    @staticmethod
+    def forward(ctx, z, targets):                        # (N, V), (N,) -> (N,)
+        total = softcap(z).exp().sum(dim=-1)             # at most V e^15
+        ctx.save_for_backward(z, targets, total)
+        right = softcap(z.gather(-1, targets.clamp(min=0)[:, None])).squeeze(-1)
+        return torch.where(targets >= 0, total.log() - right, 0.0)
+
+    @staticmethod
+    def backward(ctx, g):                                # (N,)
+        z, targets, total = ctx.saved_tensors
+        y = softcap(z)
+        hit = torch.arange(z.shape[-1], dtype=torch.int32, device=z.device) == targets.int()[:, None]
+        g = torch.where(targets >= 0, g, 0.0)[:, None]
+        slope = 1 - (y / 15.0) ** 2
+        return ((y.exp() / total[:, None] - hit.float()) * slope * g).to(z.dtype), None
+
+
 def next_token_loss(
-    logits: Tensor,           # (B, T, V) fp32
+    scores: Tensor,           # (B, T, V) of the head, before softcap
     targets: Tensor,          # (B, T), -1: not counted
     reduction: str = "mean",  # or "none"
 ) -> Tensor:                  # a number, or (B, T) with 0 where not counted
-    "Cross entropy in nats. The mean is over counted targets, and 0 where there are none."
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1,
-                             reduction="none")
+    "Cross entropy of softcapped scores, nats. The mean is over counted targets, 0 if there are none."
+    losses = _CappedCrossEntropy.apply(scores.flatten(0, 1), targets.flatten())
     if reduction == "none": return losses.view_as(targets)      # (B, T)
     return losses.sum() / (targets != -1).sum().clamp(min=1)
 
 
 # %%
-logits, targets = torch.zeros(1, 3, 10), torch.tensor([[4, -1, 7]])
-print([round(a, 3) for a in next_token_loss(logits, targets, "none")[0].tolist()], "ln 10 = 2.303")
-torch.testing.assert_close(next_token_loss(logits, targets), F.cross_entropy(logits[0, [0, 2]], targets[0, [0, 2]]))
-assert next_token_loss(logits, nothing[None]) == 0
+scores, targets = torch.zeros(1, 3, 10), torch.tensor([[4, -1, 7]])
+print([round(a, 3) for a in next_token_loss(scores, targets, "none")[0].tolist()], "ln 10 = 2.303")
+assert next_token_loss(scores, nothing[None]) == 0
+
+scores = torch.randn(1, 3, 10, generator=torch.Generator().manual_seed(0)).mul(20).requires_grad_()
+plain = F.cross_entropy(15 * torch.tanh(scores[0] / 15), targets[0], ignore_index=-1)
+torch.testing.assert_close(next_token_loss(scores, targets), plain)
+by_hand, derived = (torch.autograd.grad(loss, scores)[0] for loss in (next_token_loss(scores, targets), plain))
+torch.testing.assert_close(by_hand, derived)
+print("largest difference from PyTorch's gradient:", (by_hand - derived).abs().max().item())
 
 
 # %% [markdown]
@@ -531,8 +564,8 @@ class GPT(nn.Module):
         cache=None,                     # keys and values of earlier tokens, as in lesson 08
     ) -> Tensor:                        # (B, T, V) fp32 logits; with targets the loss in nats
         "Logits of the next tokens, or the loss. Raises `UserError` beyond the rotary tables."
-        logits = self.logits(self.features(idx, cache))
-        return logits if targets is None else next_token_loss(logits, targets, reduction)
+        scores = self.lm_head(self.features(idx, cache))
+        return softcap(scores) if targets is None else next_token_loss(scores, targets, reduction)
 
     def features(self, idx: Tensor, cache=None) -> Tensor:
         "(B, T) tokens -> (B, T, C), what the head reads."
@@ -666,7 +699,7 @@ def look(model: GPT, idx: Tensor) -> tuple[list, list, float]:
     cos_sin, _ = model.places(idx[:, :-1])
     stream = [rms_norm(model.wte(idx[:, :-1]))]
     for block in model.blocks: stream.append(block(stream[-1], cos_sin))
-    loss = next_token_loss(model.logits(rms_norm(stream[-1])), idx[:, 1:])
+    loss = next_token_loss(model.lm_head(rms_norm(stream[-1])), idx[:, 1:])
     grads = torch.autograd.grad(loss, stream)
     return [x.square().mean().item() for x in stream], [g.norm().item() for g in grads], loss.item()
 
@@ -826,18 +859,20 @@ def flops_per_token(self: GPT) -> int:
 # A formula should be checked by something that does not know it. PyTorch can watch every matrix product that is really carried out:
 
 # %%
+from nanochat.attention import attend
 from torch.utils.flop_counter import FlopCounterMode
 
 for kv_heads in (None, 1):
     model = GPT(config_for(2, vocab_size=512, seq_len=64, head_dim=64, kv_heads=kv_heads))
     rows = torch.randint(512, (3, 65))
+    for block in model.blocks: block.attn.attend = attend      # the plain form: it computes every pair
     with FlopCounterMode(display=False) as counter: model(rows[:, :-1], rows[:, 1:]).backward()
     print(f"counted {counter.get_total_flops():,}, by formula {3 * 64 * model.flops_per_token():,}")
     assert counter.get_total_flops() == 3 * 64 * model.flops_per_token()
 
 
 # %% [markdown]
-# Equal to the last digit. (Masked pairs of query and key are counted too, here and in published figures.)
+# Equal to the last digit. (Masked pairs of query and key are counted too, here and in published figures, although a good form leaves some out: `attend_normed` a quarter of all pairs, the fused kernel nearly half.)
 #
 # **Trap: counting by class.** Published nanochat counts the weights of its own `Linear`. With 8-bit arithmetic switched on, the layers become another class and drop out of the sum, so a run looks several times cheaper than it is. Ours asks for parameters, and does not care who holds them:
 
@@ -907,11 +942,11 @@ print({d: f"{p['matrices'] / p['total']:.0%}" for d, p in zip(depths, parts)})
 # | three maps read one normalised copy | it | $C$ |
 # | QK norm | turned queries and keys | $C + GD$ |
 # | scores | normalised queries and keys | $C + GD$ |
-# | softmax, weighted sum | weights, values | $HT + GD$ |
+# | softmax, weighted sum | weights (without the quarter that is left out), values, result | $\tfrac34 HT + GD + C$ |
 # | output map | the mixed values | $C$ |
 # | MLP: up, square, down | normalised copy, ReLU, its square | $C + 4C + 4C$ |
 #
-# Together $15C + 3GD + HT$. The fused attention keeps its result, $C$, in place of the $HT$ weights. Outside the blocks there are three more norms and maps, $3C$, and softcap and softmax keep the logits twice, $2V$, in fp32. In bf16 an activation has 2 bytes, and each weight is used as a cast copy, 2 bytes more.
+# Together $16C + 3GD + \tfrac34 HT$. The fused kernel keeps no weights. On a CPU shared keys and values are kept as copies, $2C$ in place of $2GD$, and a layer with a window keeps all $HT$ weights, but not its result. Outside the blocks there are three more norms and maps, $3C$, and the raw scores, $V$. In bf16 an activation has 2 bytes, and each weight is used as a cast copy, 2 bytes more.
 
 # %%
 #| export
@@ -925,9 +960,11 @@ def memory(self: GPT,
     Small things (one number a token, masks, tables) are left out; a compiled step keeps less."""
     c, count = self.config, self.num_params()
     size, N, T = self.compute_dtype.itemsize, count["total"], c.seq_len
-    attention = c.n_head * T if attend_on(self.device) is attend else c.n_embd
-    block = 15 * c.n_embd + 3 * c.n_kv_head * c.head_dim + attention
-    token = (c.n_layer * block + 3 * c.n_embd) * size + 2 * c.vocab_size * 4
+    C, shared, pairs = c.n_embd, c.n_kv_head * c.head_dim, c.n_head * T
+    fused, plain, normed = 2 * shared + C, 2 * shared + pairs, 3 * C + 3 * pairs // 4
+    forms = [fused if attend_on(self.device) is attend_sdpa else normed if w is None else plain
+             for w in c.windows()]
+    token = (sum(15 * C + shared + form for form in forms) + 3 * C + c.vocab_size) * size
     copies = (N - count["embedding"]) * size if size < 4 else 0       # weights cast for each use
     kept = {name: (moments or {}).get(name, 2) for name in self.parts()}
     parts = {"weights": 4 * N, "gradients": 4 * N,
@@ -982,12 +1019,12 @@ ax.set(xlabel="rows of 2,048 tokens at once", ylabel="GB")
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="Memory of a training step of d20 in bf16 with Muon, by part, without compiling. The dashed line is a GPU of 80 GB.",
        alt="Stacked bars for 1 to 32 rows. Weights, gradients and optimizer are about 7 GB in every bar; activations grow in proportion to the rows "
-           "and pass the line of 80 GB between 16 and 32 rows.")
+           "and reach the line of 80 GB just before 32 rows.")
 print({n: round(big.memory(n, MUON)["total"] / 1e9, 1) for n in rows})
 assert big.memory(16, MUON)["total"] < 80e9 < big.memory(32, MUON)["total"]
 
 # %% [markdown]
-# Weights are the small part. A third of what a row fills is its logits: 65,536 scores a token, twice, in fp32. Published nanochat runs 32 rows on 80 GB, since `torch.compile` computes cheap things again instead of keeping them. (One user still ran out of memory, issue 443 there.) Where it does not fit, take fewer rows at once and accumulate (lesson 03); the update is the same.
+# Weights are the small part. An eighth of what a row fills is its raw scores, 65,536 a token in bf16; kept twice in fp32, as a plain loss keeps them, they would be a third. Published nanochat runs 32 rows on 80 GB, since `torch.compile` computes cheap things again instead of keeping them. (One user still ran out of memory, issue 443 there.) Where it does not fit, take fewer rows at once and accumulate (lesson 03); the update is the same.
 #
 # ## Two traps of memory that was never filled, or filled too coarsely
 #
@@ -1050,7 +1087,7 @@ def loss_without(layer: int | None) -> float:
     "Loss on other places when one layer adds nothing."
     kept = nn.ModuleList(b for i, b in enumerate(model.blocks) if i != layer)
     whole, model.blocks = model.blocks, kept
-    try: return next_token_loss(model.logits(rms_norm(walk(model, held)[-1])), held[:, 1:]).item()
+    try: return next_token_loss(model.lm_head(rms_norm(walk(model, held)[-1])), held[:, 1:]).item()
     finally: model.blocks = whole
 
 def walk(model: GPT, rows: Tensor) -> list[Tensor]:
@@ -1072,7 +1109,7 @@ assert missed[None] <= min(missed.values()) + by_tier(0.2, 0)              # aft
 # %%
 with torch.no_grad():
     stream = walk(model, held)
-    early_loss = [next_token_loss(model.logits(rms_norm(x)), held[:, 1:]).item() for x in stream]
+    early_loss = [next_token_loss(model.lm_head(rms_norm(x)), held[:, 1:]).item() for x in stream]
     size = [x.square().mean().sqrt().item() for x in stream]
 print("loss by layer", [round(z, 2) for z in early_loss], " size", [round(z, 1) for z in size])
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.3), layout="constrained")
@@ -1109,7 +1146,7 @@ assert 2.5 < hours < 3.5
 # 2. Fan-in makes spreads $1/\sqrt n$; ReLU² makes each MLP add 1.5; so what writes is made small, or zero. Never two zeros in a row.
 # 3. The first loss is $\ln V$, exactly. Softcap, loss and rotary tables are fp32 whatever else is not.
 # 4. $N = 2VC + 12LC^2$; $F = 6(N - VC) + 12LCT$; both equal what is published, and what a counter counts.
-# 5. Memory is weights, gradients, optimizer and, above all, activations: $L\,(18C + \dots) + 2V$ numbers a token.
+# 5. Memory is weights, gradients, optimizer and, above all, activations: $L\,(19C + \dots) + V$ numbers a token.
 #
 # ## Quiz
 #

@@ -21,7 +21,7 @@
 import torch
 from torch import Tensor
 
-from nanochat.optim import adamw_update, batch_scale, check_groups, width_scale, with_gradient
+from nanochat.optim import adamw_update_fused, batch_scale, check_groups, width_scale, with_gradient
 from nanochat.workshop import UserError
 
 # %% [markdown]
@@ -452,7 +452,7 @@ print("largest singular value of the step / lr:", round(torch.linalg.svdvals(W.d
 MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",
         "momentum": (0.85, 0.95, 300)}      # from, to, over how many steps
 ADAMW = {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
-UPDATES = {"muon": muon_update, "adamw": adamw_update}
+UPDATES = {"muon": muon_update, "adamw": adamw_update_fused}
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -731,7 +731,7 @@ class Variant(MuonAdamW):
     @torch.no_grad()
     def step(self, allowed=None):
         before, iterate, after = self.parts
-        for group in self.param_groups[:2]: adamw_update(group, self.state)
+        for group in self.param_groups[:2]: adamw_update_fused(group, self.state)
         group, self.t = self.param_groups[2], self.t + 1
         decay = self.decay * (1 + torch.cos(torch.tensor(torch.pi * self.t / STEPS))).item() / 2
         for p in group["params"]:
