@@ -116,9 +116,9 @@ def random_string(
     held_out: frozenset[str] | set[str],
     random: Random,
 ) -> str:   # 3 to 12 letters, no held-out word in it
-    "A string of one to five random tokens."
+    "A string of one to seven random tokens."
     while True:
-        n = random.randint(1, 5)
+        n = random.randint(1, 7)
         text = random.choice(starts) + "".join(random.choice(inside) for _ in range(n - 1))
         if 3 <= len(text) <= 12 and not holds_any(text, held_out): return text
 

@@ -198,7 +198,7 @@ assert (
 # ## Words that are no words
 #
 # Two thousand words spell the tokens that occur in them. A token that occurs in none is never spelled, and short frequent words often *are* such a token. The
-# cure: strings of one to five random lower-case tokens. They are no words, and that is the point: every piece gets its turn, in many
+# cure: strings of one to seven random lower-case tokens. They are no words, and that is the point: every piece gets its turn, in many
 # neighbourhoods. Half of the training rows are such strings.
 #
 # A random string can be a held-out word, or contain one. That would leak the test, so such strings are thrown away.
@@ -231,9 +231,9 @@ def random_string(
     held_out: frozenset[str] | set[str],
     random: Random,
 ) -> str:   # 3 to 12 letters, no held-out word in it
-    "A string of one to five random tokens."
+    "A string of one to seven random tokens."
     while True:
-        n = random.randint(1, 5)
+        n = random.randint(1, 7)
         text = random.choice(starts) + "".join(random.choice(inside) for _ in range(n - 1))
         if 3 <= len(text) <= 12 and not holds_any(text, held_out): return text
 
