@@ -1102,6 +1102,7 @@ assert 2 * L * 10 * 128 * T20 * 2 == 209_715_200
 # 3. $-\infty$ before softmax takes a place out; nothing else does. Prove it, by perturbation and by gradient.
 # 4. Turning queries and keys by their position leaves only the distance in the score.
 # 5. Shared keys save memory, windows save work, and two layers together can do what one cannot: note, then match.
+# 6. You know more than a compiler: a bound of the scores, which half is masked, what a row has mixed. Used, that makes attention on a CPU nearly twice as fast.
 #
 # ## Quiz
 #
