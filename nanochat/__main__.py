@@ -584,9 +584,9 @@ def keep_time(course: Course) -> None:
 def say_estimate(course: Course, until: str, note: str) -> None:
     "Print how long the run will take here, before it starts."
     if is_finished(course.run): return
-    minutes = estimate(course) / 60
+    minutes = max(1, round(estimate(course) / 60))
     print0(f"{course.recipe['name']} on {machine()['cpu']}, {course.probed['threads']} threads, "
-           f"{course.probed['dtype']}: about {minutes:.0f} minutes {note}".rstrip(), flush=True)
+           f"{course.probed['dtype']}: about {minutes} minute{'s'[:minutes > 1]} {note}".rstrip(), flush=True)
     if minutes > 15 and not note:
         print0("that is long; `--minutes 10` fits the run to ten minutes (fewer steps, then a smaller model)")
 

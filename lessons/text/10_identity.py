@@ -130,7 +130,9 @@ except UserError as e: print("UserError:", e)
 FRAMES = {
     "train": ["{}", "{}", "{}", "Hello! {}", "Hi. {}", "Excuse me. {}", "One question. {}",
               "Please answer me. {}", "Hey you. {}", "{} I want to know.", "Good evening. {}",
-              "May I know something? {}", "{} Tell the truth."],
+              "May I know something? {}", "{} Tell the truth.", "Good day. {}",
+              "I have a question. {}", "May I learn something? {}", "{} I am curious.",
+              "{} Say it plainly.", "{} Answer truly.", "{} Do not fib."],
     "test": ["{}", "{}", "Good morning. {}", "May I ask you something? {}", "{} Be honest."],
 }
 
