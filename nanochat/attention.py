@@ -138,13 +138,14 @@ def attend_normed(
     q: Tensor,                   # (B, H, T, D), each vector no longer than sqrt(D), as after QK norm
     k: Tensor,                   # (B, G, S, D), like q
     v: Tensor,                   # (B, G, S, E)
-    mask: Tensor | None = None,  # as in `attend`, which is used where there is one
+    mask: Tensor | None = None,  # as in `attend`
 ) -> Tensor:                     # (B, H, T, E)
     """The same as `attend`, fast on a CPU, for queries and keys with QK norm.
 
-    Subtracts their bound instead of the maximum, leaves out a quarter of the masked pairs, and has
-    its own gradient (Dao et al. 2022, appendix B). Shared keys are copied."""
-    if mask is not None: return attend(q, k, v, mask)
+    Subtracts their bound instead of the maximum, leaves out a quarter of all pairs, and has its own
+    gradient (Dao et al. 2022, appendix B). Shared keys are copied. With a mask, and in float16, whose
+    range is too small for this, it is `attend`."""
+    if mask is not None or v.dtype == torch.float16: return attend(q, k, v, mask)
     _square(q.shape[2], k.shape[2])
     share = q.shape[1] // k.shape[1]
     if share > 1: k, v = (z.repeat_interleave(share, dim=1) for z in (k, v))

@@ -93,6 +93,14 @@ def test_attend_normed_with_a_mask_is_the_plain_form_and_refuses_what_it_refuses
     with pytest.raises(ValueError, match="give a mask"): attend_normed(q[:, :, :3], k, v)
 
 
+def test_attend_normed_leaves_float16_to_the_plain_form():
+    "A loss scaled by 65,536 over a sum of e^(s - 8) of unlike vectors is beyond float16."
+    one, v = rms_norm(torch.ones(1, 1, 8, 64)).half(), torch.ones(1, 1, 8, 4).half().requires_grad_()
+    y = attend_normed(one, -one, v)
+    (y * 8192.0).sum().backward()
+    assert torch.equal(y, attend(one, -one, v)) and v.grad.isfinite().all() and v.grad.any()
+
+
 def test_the_form_follows_the_device():
     assert attend_on(torch.device("cpu")) is attend_normed and attend_on(torch.device("cuda", 3)) is attend_sdpa
 

@@ -594,13 +594,14 @@ def attend_normed(
     q: Tensor,                   # (B, H, T, D), each vector no longer than sqrt(D), as after QK norm
     k: Tensor,                   # (B, G, S, D), like q
     v: Tensor,                   # (B, G, S, E)
-    mask: Tensor | None = None,  # as in `attend`, which is used where there is one
+    mask: Tensor | None = None,  # as in `attend`
 ) -> Tensor:                     # (B, H, T, E)
     """The same as `attend`, fast on a CPU, for queries and keys with QK norm.
 
-    Subtracts their bound instead of the maximum, leaves out a quarter of the masked pairs, and has
-    its own gradient (Dao et al. 2022, appendix B). Shared keys are copied."""
-    if mask is not None: return attend(q, k, v, mask)
+    Subtracts their bound instead of the maximum, leaves out a quarter of all pairs, and has its own
+    gradient (Dao et al. 2022, appendix B). Shared keys are copied. With a mask, and in float16, whose
+    range is too small for this, it is `attend`."""
+    if mask is not None or v.dtype == torch.float16: return attend(q, k, v, mask)
     _square(q.shape[2], k.shape[2])
     share = q.shape[1] // k.shape[1]
     if share > 1: k, v = (z.repeat_interleave(share, dim=1) for z in (k, v))
@@ -618,7 +619,7 @@ torch.testing.assert_close(by_hand, derived)
 print("largest difference of a gradient:", max((a - b).abs().max().item() for a, b in zip(by_hand, derived)))
 
 # %% [markdown]
-# **Trap.** Without QK norm there is no bound. Scores far below $\sqrt D$ make every $e^{s - \sqrt D}$ of a row zero, and the result is 0/0; far above, it is infinite. That is why the form has the norm in its name.
+# **Trap.** Without QK norm there is no bound. Scores far below $\sqrt D$ make every $e^{s - \sqrt D}$ of a row zero, and the result is 0/0; far above, it is infinite. That is why the form has the norm in its name. float16 is another trap: its smallest number is $6 \cdot 10^{-8}$, so small $e^{s - \sqrt D}$ are lost, and a gradient divided by a small sum overflows. (bf16 has the range of fp32.) There the plain form is used.
 
 # %%
 long = 30 * nq.detach(), -30 * nk.detach(), nv.detach()
