@@ -262,7 +262,7 @@ def kept_for_backward(model, rows):
     return sum(n for n, _ in kept.values()), loss
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(seq_len=64), dict(window=(8,)), dict(vocab_size=999), dict(depth=1, head_dim=32)])
+@pytest.mark.parametrize("kwargs", [{}, dict(kv_heads=1), dict(seq_len=64), dict(window=(8,)), dict(vocab_size=999), dict(depth=1, head_dim=64), dict(depth=1, head_dim=32)])
 def test_memory_equals_what_is_kept(kwargs):
     model = lively(**dict(seq_len=128) | kwargs)
     T = model.config.seq_len

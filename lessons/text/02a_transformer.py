@@ -428,7 +428,6 @@ print(block(x, place).shape)
 for p in (block.attn.c_proj.weight, block.mlp.c_proj.weight): nn.init.zeros_(p)
 assert torch.equal(block(x, place), x)        # a block that writes zeros adds nothing
 
-
 # %% [markdown]
 # The last line is how our models begin: the two matrices of a block that *write* start at zero. The untrained model is embedding and head, and each block earns its influence. We come back to the price.
 #
@@ -438,9 +437,12 @@ assert torch.equal(block(x, place), x)        # a block that writes zeros adds n
 
 # %%
 #| export
+CAP = 15.0               # bound of the logits
+
+
 def softcap(
     z: Tensor,          # any shape
-    cap: float = 15.0,  # bound of the result
+    cap: float = CAP,   # bound of the result
 ) -> Tensor:            # fp32, between -cap and cap
     "cap tanh(z / cap), in fp32 whatever comes in (Gemma 2, 2024)."
     return 2 * cap * torch.sigmoid(z.float() * (2 / cap)) - cap
@@ -506,7 +508,7 @@ class _CappedCrossEntropy(torch.autograd.Function):
         y = softcap(z)
         hit = torch.arange(z.shape[-1], dtype=torch.int32, device=z.device) == targets.int()[:, None]
         g = torch.where(targets >= 0, g, 0.0)[:, None]
-        slope = 1 - (y / 15.0) ** 2
+        slope = 1 - (y / CAP) ** 2
         return ((y.exp() / total[:, None] - hit.float()) * slope * g).to(z.dtype), None
 
 
@@ -564,8 +566,9 @@ class GPT(nn.Module):
         cache=None,                     # keys and values of earlier tokens, as in lesson 08
     ) -> Tensor:                        # (B, T, V) fp32 logits; with targets the loss in nats
         "Logits of the next tokens, or the loss. Raises `UserError` beyond the rotary tables."
-        scores = self.lm_head(self.features(idx, cache))
-        return softcap(scores) if targets is None else next_token_loss(scores, targets, reduction)
+        x = self.features(idx, cache)
+        if targets is None: return self.logits(x)
+        return next_token_loss(self.lm_head(x), targets, reduction)
 
     def features(self, idx: Tensor, cache=None) -> Tensor:
         "(B, T) tokens -> (B, T, C), what the head reads."
@@ -961,7 +964,9 @@ def memory(self: GPT,
     c, count = self.config, self.num_params()
     size, N, T = self.compute_dtype.itemsize, count["total"], c.seq_len
     C, shared, pairs = c.n_embd, c.n_kv_head * c.head_dim, c.n_head * T
-    fused, plain, normed = 2 * shared + C, 2 * shared + pairs, 3 * C + 3 * pairs // 4
+    fused, plain = 2 * shared + C, 2 * shared + pairs
+    result = C if c.n_head > 1 else 0         # one head: what c_proj keeps is the result itself
+    normed = 2 * C + result + 3 * pairs // 4
     forms = [fused if attend_on(self.device) is attend_sdpa else normed if w is None else plain
              for w in c.windows()]
     token = (sum(15 * C + shared + form for form in forms) + 3 * C + c.vocab_size) * size

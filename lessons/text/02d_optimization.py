@@ -291,7 +291,7 @@ assert torch.allclose(w, torch.tensor([0.9, 0.9])) and state[w]["step"] == 1
 
 
 # %% [markdown]
-# Each of these lines walks through all weights once, and memory is slow: the update takes about 4 percent of a training step on two cores, and four times as long as it needs to. PyTorch has the same update in a single walk. Its `found_inf` is your `allowed`, turned round; everything else you know.
+# Each of these lines walks through all weights once, and memory is slow: with clipping the update takes 3.8 and 4.5 percent of a training step at depths 2 and 4 on two cores. PyTorch has the same update in a single walk, and it takes 1.4 and 2.3. Its `found_inf` is your `allowed`, turned round; everything else you know.
 
 # %%
 #| export
