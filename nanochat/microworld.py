@@ -450,12 +450,12 @@ def profile(
 def profile_facts(
     chooser: Chooser,
 ) -> str:
-    "Six plain sentences about six people, each to be known without help from the others."
+    "Six plain lines about six people, each to be known without help from the others."
     out = []
     for name in chooser.take(_names(), 6):
         attribute = chooser.pick(ATTRIBUTES)
         out.append(plain_fact(name, attribute, profiles()[name][attribute]))
-    return " ".join(out)
+    return "\n".join(out)
 
 # %% ../lessons/00b_microworld.ipynb #cde7b74f
 KINDS_OF = ("fruit", "vegetable", "animal", "plant", "vehicle", "garment", "game")
@@ -856,12 +856,17 @@ def _numbers_for(chooser: Chooser, split: str, expression: tuple) -> tuple[dict,
         if fits: return known, text, value
 
 # %% ../lessons/00b_microworld.ipynb #23809124
+def _in_turn(chooser: Chooser, options: Sequence) -> Iterator:
+    "The options without end, each once a round, so that even a few draws meet them all."
+    while True: yield from chooser.take(options, len(options))
+
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
-    "Word problems of one difficulty, worked out with the calculator."
+    "Word problems of one difficulty, worked out with the calculator: every wording in turn."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
+        seen, kept = (_in_turn(chooser, _problems(part)) for part in (section, f"{section} new"))
         while True:
             new = split == "test" and chooser.pick((True, False))
-            expression, line = chooser.pick(_problems(f"{section} new" if new else section))
+            expression, line = next(kept if new else seen)
             known, text, value = _numbers_for(chooser, split, expression)
             (name, she), (friend, _) = chooser.take(_fresh_group(split), 2)
             known |= {"name": name, "he": she, "friend": friend}

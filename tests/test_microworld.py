@@ -151,7 +151,7 @@ def test_attributes_occur_often_enough(docs):
     for d in docs:
         if d.kind == "profile": seen.update((n, a) for n in world.profiles() if n in d.text.split() for a in world.ATTRIBUTES)
         if d.kind == "profile facts":
-            seen.update(plain[s + "."] for s in d.text.rstrip(".").split(". "))
+            seen.update(plain[s + "."] for s in re.split(r"\.\s", d.text.rstrip(".")))
     counts = [seen[n, a] for n in world.profiles() for a in world.ATTRIBUTES]
     assert min(counts) >= 8 and sum(counts) / len(counts) > 12
     held = [seen[n, a] for n in world.held_people() for a in world.ATTRIBUTES]

@@ -676,12 +676,12 @@ def profile(
 def profile_facts(
     chooser: Chooser,
 ) -> str:
-    "Six plain sentences about six people, each to be known without help from the others."
+    "Six plain lines about six people, each to be known without help from the others."
     out = []
     for name in chooser.take(_names(), 6):
         attribute = chooser.pick(ATTRIBUTES)
         out.append(plain_fact(name, attribute, profiles()[name][attribute]))
-    return " ".join(out)
+    return "\n".join(out)
 
 
 # %%
@@ -690,6 +690,11 @@ print(profile(Chooser("profile")), "\n\n" + profile_facts(Chooser("facts")))
 # %% [markdown]
 # Look at the bits of `profile_facts`. It chooses six names and six attributes, but the *value* costs nothing: who knows the
 # world knows that value. A model that has learnt the facts pays only for the name and the verb.
+#
+# Why does each fact of the second document have a line of its own? A tokenizer keeps the space in front of a word with the word,
+# so ` Ida` inside a sentence and `Ida` at the start of a line are two different tokens to the model. A reply in a chat begins
+# without a space. Had the text named its people only in the middle of lines, the model would have to answer with a token
+# that it had hardly ever seen a fact behind.
 #
 # ## Facts, sums and spelled words
 #
@@ -1285,12 +1290,17 @@ assert _value("3*12+7-5") == (38, False) and _value("2-5+4") == (1, True)
 
 # %%
 #| export
+def _in_turn(chooser: Chooser, options: Sequence) -> Iterator:
+    "The options without end, each once a round, so that even a few draws meet them all."
+    while True: yield from chooser.take(options, len(options))
+
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
-    "Word problems of one difficulty, worked out with the calculator."
+    "Word problems of one difficulty, worked out with the calculator: every wording in turn."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
+        seen, kept = (_in_turn(chooser, _problems(part)) for part in (section, f"{section} new"))
         while True:
             new = split == "test" and chooser.pick((True, False))
-            expression, line = chooser.pick(_problems(f"{section} new" if new else section))
+            expression, line = next(kept if new else seen)
             known, text, value = _numbers_for(chooser, split, expression)
             (name, she), (friend, _) = chooser.take(_fresh_group(split), 2)
             known |= {"name": name, "he": she, "friend": friend}
