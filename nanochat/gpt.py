@@ -206,10 +206,15 @@ class GPT(nn.Module):
     def features(self, idx: Tensor, cache=None) -> Tensor:
         "(B, T) tokens -> (B, T, C), what the head reads."
         cos_sin, masks = self.places(idx, cache)
-        x = rms_norm(self.wte(idx).to(self.compute_dtype))
+        x = rms_norm(self.embed(idx).to(self.compute_dtype))
         for block, mask in zip(self.blocks, masks): x = block(x, cos_sin, mask, cache)
         if cache is not None: cache.advance(idx.shape[1])
         return rms_norm(x)
+
+    @torch.compiler.disable     # its own gradient adds whole rows, a compiled one number by number
+    def embed(self, idx: Tensor) -> Tensor:
+        "(B, T) tokens -> (B, T, C), their rows of the embedding in fp32."
+        return self.wte(idx)
 
     def logits(self, x: Tensor) -> Tensor:
         "(..., C) features -> (..., V) fp32 logits between -15 and 15."

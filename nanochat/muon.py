@@ -25,14 +25,14 @@ def newton_schulz(
     1/500 of the norm) are raised, not brought all the way. (Jordan et al. 2024.)"""
     a, b, c = NS_COEFFICIENTS
     tall = G.shape[-2] > G.shape[-1]
-    X = (G.mT if tall else G).reshape(-1, *sorted(G.shape[-2:]))             # (N, small, large)
+    X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        A = torch.bmm(X, X.mT)                                               # (N, small, small)
+        A = torch.bmm(X.mT, X) if tall else torch.bmm(X, X.mT)               # (N, small, small)
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)                          # b A + c A^2
-        X = torch.baddbmm(X, B, X, beta=a)                                   # a X + B X
-    X = X.view(*G.shape[:-2], *X.shape[-2:])
-    return X.mT if tall else X
+        left, right = (X, B) if tall else (B, X)
+        X = torch.baddbmm(X, left, right, beta=a)                            # a X + X B or a X + B X
+    return X.view(G.shape)
 
 # %% ../lessons/04_muon.ipynb #f923da0a
 def _muon_state(state: dict, p: Tensor) -> dict:
@@ -41,11 +41,6 @@ def _muon_state(state: dict, p: Tensor) -> dict:
         state["step"] = torch.zeros((), device=p.device)
         state["momentum"] = torch.zeros_like(p, dtype=torch.float32)
     return state
-
-
-def _wide(x: Tensor) -> Tensor:
-    "The matrix, or its transpose, whichever is not tall."
-    return x.mT if x.shape[0] > x.shape[1] else x
 
 
 def _direction(group: dict, s: dict, g: Tensor, one: Tensor) -> Tensor:
@@ -65,24 +60,23 @@ def muon_update(
 ) -> None:
     """One Muon step: momentum, Nesterov, orthogonalise, scale by sqrt(max(1, rows/cols)).
 
-    Matrices of one shape, or of its transpose, go through Newton-Schulz as one stack."""
+    Matrices of one shape go through Newton-Schulz as one stack."""
     params, grads = with_gradient(group["params"], allowed)
     if not params: return
     one = torch.ones((), device=params[0].device) if allowed is None else allowed.float()
     stacks: dict[tuple, list] = {}
     for p, g in zip(params, grads):
         d = _direction(group, _muon_state(state[p], p), g, one)
-        stacks.setdefault(tuple(sorted(p.shape)), []).append((p, _wide(d)))
+        stacks.setdefault(p.shape, []).append((p, d))
     dtype = getattr(torch, group["ns_dtype"])
     for shape, pairs in stacks.items():
-        X = torch.empty(len(pairs), *shape, dtype=dtype, device=one.device)  # (N, small, large)
+        X = torch.empty(len(pairs), *shape, dtype=dtype, device=one.device)  # (N, rows, cols)
         for row, (_, d) in zip(X, pairs): row.copy_(d)
         moves = newton_schulz(X, group["ns_steps"]).mul_(one)
+        lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
         for (p, _), move in zip(pairs, moves):
-            rows, cols = p.shape
             if group["weight_decay"]: p.mul_(1 - group["lr"] * group["weight_decay"] * one)
-            lr = group["lr"] * max(1.0, rows / cols) ** 0.5
-            p.sub_(move.mT if rows > cols else move, alpha=lr)
+            p.sub_(move, alpha=lr)
 
 # %% ../lessons/04_muon.ipynb #3f8ffa2c
 MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",

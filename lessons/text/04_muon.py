@@ -238,7 +238,7 @@ assert not ns_loop(M).isfinite().all() and ns_loop(M / M.norm()).isfinite().all(
 # %% [markdown]
 # So divide first. The largest singular value would be exact but unknown. The Frobenius norm, the root of the sum of all squares, is cheap, and it is the root of $\sum s_i^2$, so never less than the largest $s_i$.
 #
-# Version 3, the exported one, adds two things. It works on the **smaller side**: $X X^\top$ of a wide matrix is small and of a tall one large, and $X$ and $X^\top$ have the same singular values, so turn tall ones first. And it takes a whole **stack** of matrices: many small products run faster as one batched product.
+# Version 3, the exported one, adds two things. It works on the **smaller side**: $X X^\top$ of a wide matrix is small and of a tall one large. A tall one has a small $X^\top X$ instead, and $X (X^\top X) = (X X^\top) X$: the same polynomial, written on the other side. And it takes a whole **stack** of matrices: many small products run faster as one batched product.
 
 # %%
 #| export
@@ -255,14 +255,14 @@ def newton_schulz(
     1/500 of the norm) are raised, not brought all the way. (Jordan et al. 2024.)"""
     a, b, c = NS_COEFFICIENTS
     tall = G.shape[-2] > G.shape[-1]
-    X = (G.mT if tall else G).reshape(-1, *sorted(G.shape[-2:]))             # (N, small, large)
+    X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        A = torch.bmm(X, X.mT)                                               # (N, small, small)
+        A = torch.bmm(X.mT, X) if tall else torch.bmm(X, X.mT)               # (N, small, small)
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)                          # b A + c A^2
-        X = torch.baddbmm(X, B, X, beta=a)                                   # a X + B X
-    X = X.view(*G.shape[:-2], *X.shape[-2:])
-    return X.mT if tall else X
+        left, right = (X, B) if tall else (B, X)
+        X = torch.baddbmm(X, left, right, beta=a)                            # a X + X B or a X + B X
+    return X.view(G.shape)
 
 
 # %%
@@ -359,11 +359,6 @@ def _muon_state(state: dict, p: Tensor) -> dict:
     return state
 
 
-def _wide(x: Tensor) -> Tensor:
-    "The matrix, or its transpose, whichever is not tall."
-    return x.mT if x.shape[0] > x.shape[1] else x
-
-
 def _direction(group: dict, s: dict, g: Tensor, one: Tensor) -> Tensor:
     "Take the gradient into the momentum and return the Nesterov direction (rows, cols)."
     start, end, span = group["momentum"]
@@ -398,7 +393,7 @@ for rows_, cols in ((128, 128), (512, 128), (128, 512)):
 # %% [markdown]
 # So tall matrices need the factor, square ones have it at 1, and for wide ones the truth lies between 1 (random inputs) and a value above it (inputs the step was made for): Muon leaves them alone. In a GPT only the first map of the MLP (4C by C) is tall: factor 2.
 #
-# Then the update itself. Matrices of one shape, or of its transpose, are stacked, so a 20-layer model makes two batched iterations, not 120. `allowed` works as in lesson 02d: where it is False, nothing moves, and nobody waits to ask.
+# Then the update itself. Matrices of one shape are stacked, so a 20-layer model makes three batched iterations, not 120. `allowed` works as in lesson 02d: where it is False, nothing moves, and nobody waits to ask.
 
 # %%
 #| export
@@ -410,24 +405,23 @@ def muon_update(
 ) -> None:
     """One Muon step: momentum, Nesterov, orthogonalise, scale by sqrt(max(1, rows/cols)).
 
-    Matrices of one shape, or of its transpose, go through Newton-Schulz as one stack."""
+    Matrices of one shape go through Newton-Schulz as one stack."""
     params, grads = with_gradient(group["params"], allowed)
     if not params: return
     one = torch.ones((), device=params[0].device) if allowed is None else allowed.float()
     stacks: dict[tuple, list] = {}
     for p, g in zip(params, grads):
         d = _direction(group, _muon_state(state[p], p), g, one)
-        stacks.setdefault(tuple(sorted(p.shape)), []).append((p, _wide(d)))
+        stacks.setdefault(p.shape, []).append((p, d))
     dtype = getattr(torch, group["ns_dtype"])
     for shape, pairs in stacks.items():
-        X = torch.empty(len(pairs), *shape, dtype=dtype, device=one.device)  # (N, small, large)
+        X = torch.empty(len(pairs), *shape, dtype=dtype, device=one.device)  # (N, rows, cols)
         for row, (_, d) in zip(X, pairs): row.copy_(d)
         moves = newton_schulz(X, group["ns_steps"]).mul_(one)
+        lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
         for (p, _), move in zip(pairs, moves):
-            rows, cols = p.shape
             if group["weight_decay"]: p.mul_(1 - group["lr"] * group["weight_decay"] * one)
-            lr = group["lr"] * max(1.0, rows / cols) ** 0.5
-            p.sub_(move.mT if rows > cols else move, alpha=lr)
+            p.sub_(move, alpha=lr)
 
 
 # %%
