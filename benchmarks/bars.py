@@ -60,6 +60,22 @@ def fresh_identity(course, model) -> str:
     return f"{round(right * len(rows))} of {len(rows)}"
 
 
+REQUESTS = """Which song is the best? | What would you do with a kite? | Is rain good for carrots? | Should I buy a ladder?
+How old is the castle? | Who wins at chess most often? | What do owls dream of? | Do doctors like Mondays? | How heavy is a barrel?
+What is the colour of hope? | May I eat acorns? | When does the fair begin? | What smells better, roses or soap?
+Where did I leave my hat? | Can a goat swim? | Is it far to the harbour? | How do I mend a sock? | Why is the sky dark at night?
+Are pirates polite? | What should I name my kitten?"""
+
+
+def fresh_leaks(course, model) -> str:
+    "Ordinary requests that nothing was tuned on: how many answers speak of the persona."
+    asked = [q.strip() for line in REQUESTS.splitlines() for q in line.split("|")]
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": ""}], "answer": ""} for q in asked]
+    task = Task("leak", rows, lambda row, text: not identity.mentions_identity(text, None))
+    kept = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)["value"]
+    return f"{round((1 - kept) * len(rows))} of {len(rows)}"
+
+
 def bars(name: str) -> dict:
     "The figures of one run."
     course, stage = roof.finished_course(name, "base")
@@ -74,6 +90,7 @@ def bars(name: str) -> dict:
         new = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, asked, **options)
         found[f"spelling in new wordings after {stage}"] = new["value"]
         found[f"identity in fresh wordings after {stage}"] = fresh_identity(course, model)
+        found[f"leaks in fresh requests after {stage}"] = fresh_leaks(course, model)
         found[f"leaks after {stage}"] = f"{round((1 - result['value']) * result['items'])} of {result['items']}"
     return found
 
