@@ -601,10 +601,10 @@ for (name, (end, values)), style in zip(best.items(), ("-", "--")): axes[1].plot
 axes[1].set(xlabel="step", ylabel="training loss, nats per byte")
 for ax in axes: ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="Left: held-out loss at the end for each rate. Right: the training loss at the best rate of each; one seed.",
-       alt="Left: two curves that fall and rise again as the rate doubles from point to point. Muon's lies lower everywhere and is lowest at four times its smallest rate, as is AdamW's. Right: both training losses fall from 5.5 to below 3 within five steps; from step 15 or so Muon's is the lower one, and the gap grows.")
+       alt="Left: two curves that fall and rise again as the rate doubles from point to point. Muon's lies lower everywhere and is lowest at two and four times its smallest rate, AdamW's at four times. Right: both training losses fall from 5.5 to below 3 within five steps; from step 15 or so Muon's is the lower one, and the gap grows.")
 
 # %% [markdown]
-# At its best rate Muon ends 0.23 nats a byte below AdamW (1.947 and 2.178 in the stored run). Pickier is AdamW, if the rate is twice too high (0.18 worse, Muon 0.10); below the best rate both are patient. Its best rate here is four times the package's 0.02, because a run of a hundred steps is over before a high rate can do harm. On the four-layer model 0.04 was the best of 0.02, 0.04 and 0.06 for 250 steps, and the worse one for 800 (`benchmarks/RESULTS.md`): **a rate that a short sweep suggests is a rate for short runs.**
+# At its best rate Muon ends 0.18 nats a byte below AdamW (1.974 and 2.149 in the stored run). Pickier is AdamW, if the rate is twice too high (0.16 worse; Muon does as well at 0.08 as at 0.04, and 0.07 worse at 0.16). Its best rate here is two to four times the package's 0.02, because a run of a hundred steps is over before a high rate can do harm. On the four-layer model 0.04 was the best of 0.02, 0.04 and 0.06 for 250 steps, and the worse one for 800 (`benchmarks/RESULTS.md`): **a rate that a short sweep suggests is a rate for short runs.**
 #
 # That was at equal **steps**. A step of Muon takes longer, so race at equal **seconds** as well: time both in turns, and give AdamW as many more steps as fit into Muon's time, with a schedule that lasts exactly so long. **Predict** what this does here, where a batch has only 512 tokens. (How much longer a step is depends on the batch; the formula comes below.)
 
@@ -628,7 +628,7 @@ print(f"a step of Muon takes {ratio:.2f} times as long here: {STEPS} steps of Mu
 assert longer < best["AdamW"][0] + 0.3
 
 # %% [markdown]
-# With the time of Muon's steps AdamW makes a third more of them, and comes nearer: 2.057 in the stored run, still 0.11 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high. Longer races on the four-layer model, each with rates of its own, are what `benchmarks/muon_vs_adamw.py` is for.
+# With the time of Muon's steps AdamW makes half as many again, and comes nearer: 2.028 in the stored run, still 0.05 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high. Longer races on the four-layer model, each with rates of its own, are what `benchmarks/muon_vs_adamw.py` is for.
 #
 # ## What published nanochat added
 #
@@ -772,10 +772,10 @@ ax.set(yticks=range(len(names)), yticklabels=names, xlabel="held-out loss, diffe
 ax.invert_yaxis()
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="What each addition changed in a short race: at one rate for all, and at the best rate of each; one seed.",
-       alt="A row for each addition, with a cross for the race at 0.02 and a dot for the race of the best rates. Muon+ has the cross farthest to the left, at minus 0.08; at the best rates NorMuon is farthest, at minus 0.04, MuonEq, all of HEAD and Muon+ follow at minus 0.02, cautious decay lies on zero, and plain decay and Polar Express to the right of it.")
+       alt="A row for each addition, with a cross for the race at 0.02 and a dot for the race of the best rates. Muon+ has the cross farthest to the left, at minus 0.075; at the best rates all of HEAD is farthest, at minus 0.025, NorMuon follows at minus 0.018, MuonEq and both decays at minus 0.012, Polar Express and Muon+ lie next to zero.")
 
 # %% [markdown]
-# At one rate Muon+ seems to win by far and MuonEq to lose. At the best rate of each it is another race: Muon+ keeps a fifth of its lead, since most of it was a longer step, and MuonEq and NorMuon, which were behind at 0.02, come out ahead at 0.08. Polar Express, which is better at orthogonalising, does not train better: five rounds of the old polynomial were good enough. Decay has nothing to do in a run of a hundred steps.
+# At one rate Muon+ seems to win by far and MuonEq to lose. At the best rate of each it is another race: of Muon+'s lead next to nothing is left, since it came from a longer step, and MuonEq and NorMuon, which were behind at 0.02, come out ahead at 0.08. Polar Express, which is better at orthogonalising, hardly trains better: five rounds of the old polynomial were good enough. All differences are small: 0.025 and less.
 #
 # Now a harder question. You compared eight runs and looked at the best: some of them are ahead by luck. So the two best go on to **two seeds that had no part in choosing them**.
 
@@ -788,9 +788,9 @@ assert all(abs(end - base) < 0.3 for values in again.values() for end, base in z
 
 
 # %% [markdown]
-# Both gains hold: 0.02 to 0.05 nats a byte, 1 to 2.5%, with the same sign on every seed. Muon itself differs from seed to seed by as much as 0.07, so without running *the same seeds* for both you would not have seen it.
+# Both gains hold: 0.03 to 0.06 nats a byte, 1 to 3%, with the same sign on every seed. Muon itself differs from seed to seed by as much, 0.05, so without running *the same seeds* for both you would not have seen it.
 #
-# **The verdict for this package.** Polar Express, Muon+, decay and cautious decay are dropped: at their best rates they gain nothing that this race could see, or less than the other two. NorMuon and MuonEq are real here, and still stay out of `muon_update`: the price is one more function to read and, for NorMuon, one more tensor of state, for a gain that has been measured in two layers and a hundred steps only. It is a question for a run of the length you care about, and `Variant` is all you need to ask it. The plain rule gained 0.23 over AdamW in the same race; that is what the package keeps.
+# **The verdict for this package.** Polar Express, Muon+, MuonEq, decay and cautious decay are dropped: at their best rates they gain nothing that this race could see, or less than the other two finalists. NorMuon is real here, alone or with the rest of HEAD, and still stays out of `muon_update`: the price is one more function to read and one more tensor of state, for a gain that has been measured in two layers and a hundred steps only. It is a question for a run of the length you care about, and `Variant` is all you need to ask it. The plain rule gained 0.18 over AdamW in the same race; that is what the package keeps.
 
 # %% [markdown]
 # **How many rounds?** Five is a habit. Zero rounds leave the momentum as it is; each further round makes it fairer and costs the same. To compare fairness and not length, give all steps full length. **Predict** the order of 0, 1, 2, 3 and 5, and where it stops paying.
@@ -804,7 +804,7 @@ assert rounds[5] < rounds[0] + 0.3
 
 
 # %% [markdown]
-# Each round up to the fifth pays here: 2.38 without any, 2.27, 2.14 and 2.01 with one to three, 1.93 with five. Nothing but fairness differs between these runs, since all steps have the same length. This is the cleanest evidence in the lesson for its first idea.
+# Each round up to the fifth pays here: 2.32 without any, 2.22, 2.14 and 2.03 with one to three, 1.97 with five. Nothing but fairness differs between these runs, since all steps have the same length. This is the cleanest evidence in the lesson for its first idea.
 #
 # ## At scale: what it costs
 #
