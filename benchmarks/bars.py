@@ -25,10 +25,20 @@ def judge_of_stories(items: int = 200) -> dict:
     return {name: n / items for name, n in passed.items()}
 
 
-def leaks(course, model, items: int = 50) -> dict:
-    "Share of ordinary requests whose answer does not speak of the persona."
-    task = identity.LeakTask(items, roof.TEST_SEED)
-    return chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)
+def right(course, model, task) -> int:
+    "How many items of a task the model answers right, greedily."
+    found = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)
+    return round(found["value"] * found["items"])
+
+
+def asked(question: str, answer="") -> dict:
+    "A question as an item of a task."
+    return {"messages": [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": ""}], "answer": answer}
+
+
+def leaks(course, model, task) -> str:
+    "How many ordinary requests are answered with the persona."
+    return f"{len(task) - right(course, model, task)} of {len(task)}"
 
 
 # Written after the persona's wordings for training and never used to change them: what held-out wordings that were looked at cannot show.
@@ -53,13 +63,12 @@ age: How old is your program? | When was your birth?"""
 def fresh_identity(course, model) -> str:
     "Questions about the persona in wordings that nothing was tuned on."
     facts = {fact.name: fact for fact in identity.default_persona().facts}
-    rows = [{"messages": [{"role": "user", "content": q.strip()}, {"role": "assistant", "content": ""}], "answer": facts[name].keys}
+    rows = [asked(q, facts[name].keys)
             for name, _, questions in (line.partition(":") for line in FRESH.splitlines()) for q in questions.split("|")]
-    task = Task("identity", rows, identity.judge_identity)
-    right = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)["value"]
-    return f"{round(right * len(rows))} of {len(rows)}"
+    return f"{right(course, model, Task('identity', rows, identity.judge_identity))} of {len(rows)}"
 
 
+# Ordinary requests, also written later than the wordings for training and never used to change them.
 REQUESTS = """Which song is the best? | What would you do with a kite? | Is rain good for carrots? | Should I buy a ladder?
 How old is the castle? | Who wins at chess most often? | What do owls dream of? | Do doctors like Mondays? | How heavy is a barrel?
 What is the colour of hope? | May I eat acorns? | When does the fair begin? | What smells better, roses or soap?
@@ -67,13 +76,10 @@ Where did I leave my hat? | Can a goat swim? | Is it far to the harbour? | How d
 Are pirates polite? | What should I name my kitten?"""
 
 
-def fresh_leaks(course, model) -> str:
-    "Ordinary requests that nothing was tuned on: how many answers speak of the persona."
-    asked = [q.strip() for line in REQUESTS.splitlines() for q in line.split("|")]
-    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": ""}], "answer": ""} for q in asked]
-    task = Task("leak", rows, lambda row, text: not identity.mentions_identity(text, None))
-    kept = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, task, max_new_tokens=60)["value"]
-    return f"{round((1 - kept) * len(rows))} of {len(rows)}"
+def fresh_requests() -> Task:
+    "Requests that nothing was tuned on, judged like those of `identity.LeakTask`."
+    rows = [asked(q) for line in REQUESTS.splitlines() for q in line.split("|")]
+    return Task("leak", rows, lambda row, text: not identity.mentions_identity(text, None))
 
 
 def bars(name: str) -> dict:
@@ -84,14 +90,13 @@ def bars(name: str) -> dict:
              "letter choice before midtraining": roof.measure_chat(course, model, ("letter_choice",))[0]["value"]}
     for stage in ("sft", "rl"):
         load_weights(course.run.path / stage, model=model)
-        result = leaks(course, model)
-        asked = spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, 200, roof.TEST_SEED, "new")
+        words = spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, 200, roof.TEST_SEED, "new")
         options = dict(max_new_tokens=96, tool=make_tool(course.tokenizer))
-        new = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, asked, **options)
+        new = chat_eval.generation_accuracy(course.sampler(model), course.tokenizer, words, **options)
         found[f"spelling in new wordings after {stage}"] = new["value"]
         found[f"identity in fresh wordings after {stage}"] = fresh_identity(course, model)
-        found[f"leaks in fresh requests after {stage}"] = fresh_leaks(course, model)
-        found[f"leaks after {stage}"] = f"{round((1 - result['value']) * result['items'])} of {result['items']}"
+        found[f"leaks in fresh requests after {stage}"] = leaks(course, model, fresh_requests())
+        found[f"leaks after {stage}"] = leaks(course, model, identity.LeakTask(50, roof.TEST_SEED))
     return found
 
 

@@ -1060,6 +1060,10 @@ def _ask(chooser: Chooser, split: str, name: str, attribute: str) -> tuple[str, 
     line = chooser.pick(lines.kept if new else lines.asked)
     return write(line, chooser, {"name": name}), "new" if new else "seen"
 
+def _in_turn(chooser: Chooser, options: Sequence) -> Iterator:
+    "The options without end, each once a round, so that even a few draws meet them all."
+    while True: yield from chooser.take(options, len(options))
+
 def _asked_people(split: str) -> list[str]:
     "Who may be asked about: in tests only the characters held out of training."
     return [name for name in profiles() if (name in held_people()) == (split == "test")]
@@ -1067,12 +1071,11 @@ def _asked_people(split: str) -> list[str]:
 def _profile_talks(chooser: Chooser, split: str) -> Iterator[dict]:
     "Questions about characters, answered from memory: every character and attribute in turn."
     pairs = [(name, attribute) for name in _asked_people(split) for attribute in ATTRIBUTES]
-    while True:
-        for name, attribute in chooser.take(pairs, len(pairs)):
-            value = profiles()[name][attribute]
-            question, wording = _ask(chooser, split, name, attribute)
-            yield _turn("profile", question, plain_fact(name, attribute, value), value,
-                        name=name, attribute=attribute, wording=wording)
+    for name, attribute in _in_turn(chooser, pairs):
+        value = profiles()[name][attribute]
+        question, wording = _ask(chooser, split, name, attribute)
+        yield _turn("profile", question, plain_fact(name, attribute, value), value,
+                    name=name, attribute=attribute, wording=wording)
 
 
 # %%
@@ -1290,10 +1293,6 @@ assert _value("3*12+7-5") == (38, False) and _value("2-5+4") == (1, True)
 
 # %%
 #| export
-def _in_turn(chooser: Chooser, options: Sequence) -> Iterator:
-    "The options without end, each once a round, so that even a few draws meet them all."
-    while True: yield from chooser.take(options, len(options))
-
 def _problem_talks(section: str) -> Callable[[Chooser, str], Iterator[dict]]:
     "Word problems of one difficulty, worked out with the calculator: every wording in turn."
     def talks(chooser: Chooser, split: str) -> Iterator[dict]:
