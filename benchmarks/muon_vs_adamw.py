@@ -155,7 +155,7 @@ def main(argv=None) -> None:
     steps["Muon"] = round(steps["AdamW"] * times["AdamW"] * SECONDS["Muon"] / SECONDS["AdamW"] / times["Muon"])
     if a.part == "time": return print(json.dumps(times))
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)
-    best = grid(a, results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.003, 0.006, 0.012], [0.2, 0.4, 0.8]])
+    best = grid(a, results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
     if a.part == "sweep": return print(json.dumps({"best": best}))
     rules = {"Muon": partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len), "AdamW": adamw(*best)}
     ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, make, steps[name], s))["bpb"] for s in range(a.seeds)]
