@@ -5,7 +5,8 @@
 
 1. Time: blocks of steps of both, in turns; a second is a number of steps times the median step.
 2. Sweep: AdamW's matrix and embedding rates, apart, for the whole 180 s. The grid grows until its best is not at an edge.
-3. Race: AdamW at its best rates and Muon at the package's rates, whose whole schedule lasts 108 s; three seeds.
+3. Race: AdamW at its best rates and Muon at the package's rates, whose whole schedule lasts 108 s; three seeds. Beside it
+   Muon with as many seconds as AdamW.
 
 Every finished run goes into the JSON file at once, so the script can be stopped and started again; `--part` runs one of
 the three. With `--adamw-steps N` AdamW gets N steps and Muon what fits into 108/180 of that time: a short version.
@@ -31,7 +32,7 @@ from nanochat.train import compile_forward, evaluate_bpb, train
 
 HERE = Path(__file__).resolve().parent
 FACTOR = 2.0                                # between neighbours of the sweep
-SECONDS = {"Muon": 108, "AdamW": 180}
+SECONDS = {"Muon": 108, "AdamW": 180, "Muon for 180 s": 180}     # of a whole schedule
 
 
 def world(a) -> dict:
@@ -151,15 +152,15 @@ def main(argv=None) -> None:
     w = world(a)
     results.data["entropy_bpb"] = w["entropy_bpb"]
     times = results.get("time", lambda: step_times(a, w))
-    steps = {"AdamW": a.adamw_steps or round(SECONDS["AdamW"] / times["AdamW"])}
-    steps["Muon"] = round(steps["AdamW"] * times["AdamW"] * SECONDS["Muon"] / SECONDS["AdamW"] / times["Muon"])
+    whole = (a.adamw_steps or round(SECONDS["AdamW"] / times["AdamW"])) * times["AdamW"]
+    steps = {name: round(whole * s / SECONDS["AdamW"] / times[name.split()[0]]) for name, s in SECONDS.items()}
     if a.part == "time": return print(json.dumps(times))
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)
     best = grid(a, results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
     if a.part == "sweep": return print(json.dumps({"best": best}))
     rules = {"Muon": partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len), "AdamW": adamw(*best)}
-    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, make, steps[name], s))["bpb"] for s in range(a.seeds)]
-            for name, make in rules.items()}
+    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[name.split()[0]], steps[name], s))["bpb"]
+                   for s in range(a.seeds)] for name in SECONDS}
     results.data["summary"] = {"steps": steps, "step_seconds": times, "adamw_best": dict(zip(("matrix", "embedding"), best)),
                                "bpb": ends, "mean": {n: sum(e) / len(e) for n, e in ends.items()},
                                "held": all(m <= min(ends["AdamW"]) for m in ends["Muon"])}
