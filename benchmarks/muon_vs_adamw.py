@@ -32,7 +32,8 @@ from nanochat.train import compile_forward, evaluate_bpb, train
 
 HERE = Path(__file__).resolve().parent
 FACTOR = 2.0                                # between neighbours of the sweep
-SECONDS = {"Muon": 108, "AdamW": 180, "Muon for 180 s": 180}     # of a whole schedule
+# The rule, and the seconds of its whole schedule.
+RACES = {"Muon": ("Muon", 108), "AdamW": ("AdamW", 180), "Muon for 180 s": ("Muon", 180)}
 
 
 def world(a) -> dict:
@@ -152,15 +153,16 @@ def main(argv=None) -> None:
     w = world(a)
     results.data["entropy_bpb"] = w["entropy_bpb"]
     times = results.get("time", lambda: step_times(a, w))
-    whole = (a.adamw_steps or round(SECONDS["AdamW"] / times["AdamW"])) * times["AdamW"]
-    steps = {name: round(whole * s / SECONDS["AdamW"] / times[name.split()[0]]) for name, s in SECONDS.items()}
+    full = RACES["AdamW"][1]
+    whole = (a.adamw_steps or round(full / times["AdamW"])) * times["AdamW"]                # what stands for 180 s
+    steps = {name: round(whole * seconds / full / times[rule]) for name, (rule, seconds) in RACES.items()}
     if a.part == "time": return print(json.dumps(times))
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)
     best = grid(a, results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
     if a.part == "sweep": return print(json.dumps({"best": best}))
     rules = {"Muon": partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len), "AdamW": adamw(*best)}
-    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[name.split()[0]], steps[name], s))["bpb"]
-                   for s in range(a.seeds)] for name in SECONDS}
+    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[rule], steps[name], s))["bpb"]
+                   for s in range(a.seeds)] for name, (rule, _) in RACES.items()}
     results.data["summary"] = {"steps": steps, "step_seconds": times, "adamw_best": dict(zip(("matrix", "embedding"), best)),
                                "bpb": ends, "mean": {n: sum(e) / len(e) for n, e in ends.items()},
                                "held": all(m <= min(ends["AdamW"]) for m in ends["Muon"])}

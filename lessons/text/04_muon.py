@@ -628,7 +628,7 @@ print(f"a step of Muon takes {ratio:.2f} times as long here: {STEPS} steps of Mu
 assert longer < best["AdamW"][0] + 0.3
 
 # %% [markdown]
-# With the time of Muon's steps AdamW makes half as many again, and comes nearer: 2.028 in the stored run, still 0.05 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high. That is no law. On the four-layer model with 4,096 tokens a step `benchmarks/muon_vs_adamw.py` asked for more: could Muon reach in 108 seconds what AdamW, at the best of its rates, reaches in 180? It could not. 652 steps of Muon ended at 0.480 bits per byte, 1,288 of AdamW at 0.447 (one seed, two cores; the tables are in `benchmarks/RESULTS.md`). Twice as many steps are more than Muon's better direction makes up for. So ask of every such claim: equal steps, equal seconds, or a head start, and whose rates were tuned?
+# With the time of Muon's steps AdamW makes half as many again, and comes nearer: 2.028 in the stored run, still 0.05 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high. That is no law. On the four-layer model with 4,096 tokens a step `benchmarks/muon_vs_adamw.py` asked for more: could Muon reach in 108 seconds what AdamW reaches in 180? It could not. 652 steps of Muon ended at 0.480 bits per byte, 1,288 of AdamW, at the best of five pairs of rates, at 0.447 (one seed, two cores; the tables are in `benchmarks/RESULTS.md`). Twice as many steps are more than Muon's better direction makes up for. So ask of every such claim: equal steps, equal seconds, or a head start, and whose rates were tuned?
 #
 # ## What published nanochat added
 #
