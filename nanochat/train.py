@@ -6,7 +6,6 @@ __all__ = ['evaluate_bpb', 'gradients', 'LossScale', 'Step', 'NotFinite', 'train
            'predict_loss', 'fit_power_law', 'best_split', 'plan_run']
 
 # %% ../lessons/03_pretraining.ipynb #ae1d14d5
-import json
 import math
 import os
 import time

@@ -3,6 +3,7 @@
 Wrong answers run in one namespace in this process, which is quick; the solution and the stub also run as a learner
 runs them. tests/wrong_answers/NN_x.py holds at least two wrong answers for each exercise.
 """
+import re
 import runpy
 import shutil
 import sys
@@ -138,6 +139,13 @@ def test_generator_refuses_broken_markers(old, new, message):
     cell = next(c for c in nb.cells if grader(c).get("solution"))
     cell.source = cell.source.replace(old, new)
     with pytest.raises(SystemExit, match=message): make_exercises.strip(nb, "x.ipynb")
+
+
+def test_lessons_find_their_files_from_anywhere():
+    "A learner's copy stands in work/lessons, so a path from where the lesson stands leads nowhere."
+    for twin in sorted((ROOT / "lessons" / "text").glob("*.py")):
+        code = [line for line in twin.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        assert not [line for line in code if re.search(r"""["']\.\.?/""", line)], twin.name
 
 
 def test_generator_refuses_an_answer_that_is_not_declared():

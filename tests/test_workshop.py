@@ -39,6 +39,12 @@ def test_home_and_tier_follow_the_environment(monkeypatch, tmp_path):
         assert w.by_tier("s", "f") == expected
 
 
+def test_a_stored_result_is_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert w.stored_result("scaling.json")["runs"]
+    with pytest.raises(w.UserError, match="clone of the whole course"): w.stored_result("none.json")
+
+
 @pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_litter(monkeypatch, tmp_path, stage):
     path = w.atomic_write(tmp_path / "a.json", "old")

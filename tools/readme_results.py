@@ -1,6 +1,7 @@
 """Fill the README's table and dialogue from finished runs: `python tools/readme_results.py RUN [RUN ...]`.
 
-Of several runs (seeds) each skill shows its worst value. The reports are copied to benchmarks/results/.
+Of several runs (seeds) each skill shows its worst value; what runs in float32 reached stands beside it, in brackets. The
+reports are copied to benchmarks/results/.
 """
 import io
 import json
@@ -25,17 +26,25 @@ def worst(reports: list[dict]) -> dict:
     return {key: (max if key[0] in LOWER_IS_BETTER else min)(values) for key, values in found.items()}
 
 
-def table(reports: list[dict]) -> str:
-    "Skills by stage as Markdown, with the machine below."
-    values = worst(reports)
-    cell = lambda skill, stage: "" if (skill, stage) not in values else f"{values[skill, stage]:.3f}"
+def took(reports: list[dict]) -> str:
+    "Seeds, machine and time of some runs, a sentence."
+    machine, slowest = reports[0]["machine"], max(r["seconds"]["total"] for r in reports)
+    seeds = ", ".join(str(r["seed"]) for r in reports)
+    return (f"Seeds: {seeds}. {machine['cpu']}, {machine['cores']} cores, {machine['dtype']}, torch {machine['torch']}: "
+            f"{slowest:,.0f} seconds (the slowest) from the command to the report, after installation.")
+
+
+def table(reports: list[dict], exact: list[dict]) -> str:
+    "Skills by stage as Markdown, with the machine below; `exact` are the runs in float32."
+    values, beside = worst(reports), worst(exact)
+    def cell(*key):
+        if key not in values: return ""
+        return f"{values[key]:.3f}" + (f" ({beside[key]:.3f})" if key in beside else "")
     lines = ["| skill | " + " | ".join(STAGES) + " |", "| --- |" + " --- |" * len(STAGES)]
     for skill in SKILLS:
         lines.append(f"| {skill.replace('_', ' ')} | " + " | ".join(cell(skill, s) for s in STAGES) + " |")
-    machine, slowest = reports[0]["machine"], max(r["seconds"]["total"] for r in reports)
-    seeds = ", ".join(str(r["seed"]) for r in reports)
-    lines += ["", f"Seeds: {seeds}. {machine['cpu']}, {machine['cores']} cores, {machine['dtype']}, torch "
-              f"{machine['torch']}: {slowest:,.0f} seconds (the slowest) from the command to the report, after installation."]
+    lines += ["", took(reports)]
+    if exact: lines += ["In brackets float32. " + took(exact)]
     return "\n".join(lines)
 
 
@@ -60,11 +69,14 @@ def put(text: str, mark: str, content: str) -> str:
 def main(names: list[str]) -> None:
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    reports = [json.loads((Run(name).path / "report.json").read_text(encoding="utf-8")) for name in names]
-    for report in reports:
-        (folder / f"laptop-seed{report['seed']}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    groups = {"": [], "float32-": []}
+    for name in names:
+        report = json.loads((Run(name).path / "report.json").read_text(encoding="utf-8"))
+        group = "float32-" if report["machine"]["dtype"] == "float32" else ""
+        groups[group].append(report)
+        (folder / f"laptop-{group}seed{report['seed']}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     readme = ROOT / "README.md"
-    text = put(readme.read_text(encoding="utf-8"), "results", table(reports))
+    text = put(readme.read_text(encoding="utf-8"), "results", table(*groups.values()))
     readme.write_text(put(text, "dialogue", dialogue(names[0])), encoding="utf-8")
 
 

@@ -40,10 +40,11 @@ os.unlink(path)
 
 # %%
 #| export
-import base64, contextlib, errno, html, io, itertools, os, platform, random, subprocess, sys
+import base64, contextlib, errno, html, io, itertools, json, os, platform, random, subprocess, sys
 import tempfile, threading, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,30 @@ def by_tier(smoke, full):
 # %%
 print("files go to a folder named", home().name, "and this is the", tier(), "tier:", by_tier(60, 600), "steps")
 assert by_tier(1, 2) == {"smoke": 1, "full": 2}[tier()]
+
+
+# %% [markdown]
+# Some experiments take an hour. They ran once, as scripts, and wrote what they found beside the package; a lesson shows that instead. It asks
+# for the file by its name and not by a path from where it stands, since your own copy of a lesson stands elsewhere than ours.
+
+# %%
+#| export
+def stored_result(
+    name: str,  # a file in the course's benchmarks/results, "scaling.json"
+) -> dict:      # what the script wrote
+    "The result of a long experiment. `UserError` where the package stands without the course around it."
+    course = Path(find_spec("nanochat").origin).resolve().parent.parent
+    path = course / "benchmarks" / "results" / name
+    if not path.is_file():
+        raise UserError(f"{path} is not there; open the lesson in a clone of the whole course")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# %%
+print("an experiment of lesson 03 stored", ", ".join(stored_result("scaling.json")))
+try: stored_result("no_such.json")
+except UserError as e: print("..." + str(e).split("results")[1])
+else: raise AssertionError("this must be refused")
 
 
 # %% [markdown]

@@ -60,7 +60,7 @@ assert unknown
 
 
 # %% [markdown]
-# Over fifteen thousand numbers, and one word in eighteen falls through: it has a comma behind it, or it is rare, or it is the name of somebody new. The real world adds typing errors, web addresses and a few thousand languages.
+# Over sixteen thousand numbers, and one word in sixteen falls through: it has a comma behind it, or it is rare, or it is the name of somebody new. The real world adds typing errors, web addresses and a few thousand languages.
 # Characters are no way out either: there are about 150,000, and your text shows the model hardly any of them.
 #
 # So the question of this lesson is: **what should get a number?** We want few numbers, short sequences, and no text in the world that falls through.
@@ -298,7 +298,7 @@ print("with a 'the' in it:", [token.decode() for token in v2.tokens if b"the " i
 assert len(across) > 50
 
 # %% [markdown]
-# More than a third of the new tokens hold the end of a word, a space, and perhaps a beginning; and there is *the* with this before and that behind it. The model has to learn each variant anew. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
+# Half of the new tokens hold the end of a word, a space, and perhaps a beginning; and there is *the* with this before and that behind it. The model has to learn each variant anew. So the text is first cut into **pieces**, and no merge crosses a cut. The knife is one regular expression, the *split
 # pattern*. Ours is the one of nanochat: that of GPT-4 with one change, which comes below.
 
 # %%
@@ -350,7 +350,7 @@ for name, sample in (("learned from", few), ("fresh", fresh[:30])):
 assert not any(b" " in token[1:] for token in v3.tokens[256:] if token.strip())
 
 # %% [markdown]
-# The stories that were learned from get a percent shorter without cuts. On fresh stories the order turns round: a token such as ` the silver ` is so particular that it is seldom needed again. So the cuts cost nothing here, and they bring two things: a word always looks the same to the
+# Without cuts the stories that were learned from are 3% shorter, and fresh ones 2%: a token such as `the golden ` is so particular that it is seldom needed again. So the price of the cuts is small, and they bring two things: a word always looks the same to the
 # model, and most pieces repeat, which will make training fast. (It is not the last word. SuperBPE, by Liu and others 2025, goes on merging across spaces afterwards, with much more text, and reports better models.)
 #
 # ## Two digits
@@ -536,7 +536,7 @@ assert len(ranks) == 1015 and {"he", " t", " the"} <= set(learned[:20])
 
 
 # %% [markdown]
-# Equal merges, in about a sixtieth of the time. First come a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end stand whole words of this little world. The figure shows how one that is not among them is put together.
+# Equal merges, in about a hundredth of the time. First come a space with a frequent letter, and `he`, which stands in *the*, *she*, *her* and *then*. Soon ` the`. Near the end stand whole words of this little world. The figure shows how one that is not among them is put together.
 
 # %%
 def joins(word: str) -> tuple[list[list[bytes]], list[str]]:
@@ -599,7 +599,7 @@ else:
     print("equal to Hugging Face's tokenizers, all", len(theirs), "tokens")
 
 # %% [markdown]
-# After the first tie that falls the other way the order differs, and so do a few tokens. Neither is better, but a file that says only "trained with BPE on these texts" does not say which of the two it is.
+# After the first tie that falls the other way the order differs. Here the tokens are the same in the end; on other texts a few are not. Neither is better, but a file that says only "trained with BPE on these texts" does not say which of the two it is.
 #
 # ## Tokens that no text can hold
 #
@@ -1349,7 +1349,7 @@ figure(fig, caption="Bytes per token of each tokenizer on four kinds of text; th
                                        for name, row in rows.items()))
 
 # %% [markdown]
-# The figure says three things. On the stories our 4,096 tokens take 3.8 bytes each, GPT-2's fifty thousand and GPT-4's hundred thousand 4.0: fit makes up for size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, presumably because its
+# The figure says three things. On the stories our 4,096 tokens take 3.8 bytes each, as many as GPT-2's fifty thousand, and GPT-4's hundred thousand 3.9: fit makes up for size. On the manual it is 2.0 against 3.3 and 4.4: fit does not travel. And from GPT-2 to GPT-4 the other languages gained most, from 1.6 to 2.5, presumably because its
 # training text held more of them.
 #
 # ## At scale

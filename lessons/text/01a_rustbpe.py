@@ -16,20 +16,17 @@
 
 # %%
 import gc
-import json
 import random
 import time
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import regex
 
-from nanochat import workshop
 from nanochat.microworld import corpus
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer, _count_pieces, _PairTable, merge, train_bpe
-from nanochat.workshop import by_tier, figure
+from nanochat.workshop import by_tier, figure, stored_result
 
 try:
     from rustbpe import Tokenizer as Rust, split    # not `import rustbpe`: from the repository that finds the folder
@@ -399,8 +396,7 @@ else: print("skipped: the Rust crate is not built")
 # The next cell shows what it measured, in seconds of one core (the file says on which machine).
 
 # %%
-results = Path(workshop.__file__).parent.parent / "benchmarks" / "results"
-ladder = json.loads((results / "bpe_ladder.json").read_text())
+ladder = stored_result("bpe_ladder.json")
 print(ladder["text"], "to", ladder["vocabulary"], "entries on", ladder["machine"]["cpu"])
 for part in ("cut", "count", "merge"):
     steps = [step for step in ladder["steps"] if step["part"] == part and "threads" not in step["step"]]
@@ -435,7 +431,7 @@ figure(fig, caption="Seconds of one core after each step, 50 MB of real text, 32
 # GPT-2's pattern and on reading a file, so ours does the same beside it.
 
 # %%
-bench = json.loads((results / "bpe_train.json").read_text())
+bench = stored_result("bpe_train.json")
 rows = [row for row in bench["rows"] if row["what"] == "train" and row["text"] == "200 MB" and row["threads"] == 2]
 ours = {(row["split"], row["vocabulary"]): row["seconds"] for row in rows if row["name"] == "ours"}
 print("200 MB, 2 threads, on", bench["machine"]["cpu"])

@@ -19,7 +19,6 @@
 
 # %%
 #| export
-import json
 import math
 import os
 import time
@@ -51,7 +50,7 @@ from nanochat.data import Loader, pack_documents
 from nanochat.gpt import GPT, GPTConfig, config_for
 from nanochat.microworld import documents, entropy_bpb
 from nanochat.optim import AdamW
-from nanochat.workshop import by_tier, figure
+from nanochat.workshop import by_tier, figure, stored_result
 
 T, BOS, V = 64, 256, 257
 
@@ -240,8 +239,8 @@ ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
 ax.invert_yaxis()
 ax.set(xlabel="bits per byte of held-out text", xlim=(0, 9))
 figure(fig, caption="What it takes to store a byte of the little world.",
-       alt="Six bars. A fresh model needs 8.0 bits, the frequency of bytes 4.5, the model after 15 steps about as much, zlib 3.2, lzma "
-           "after reading the training text 1.8; the entropy of the text is the shortest bar, 0.4.")
+       alt="Six bars. A fresh model needs 8.0 bits, the frequency of bytes 4.5, the model after 15 steps about as much, zlib 3.1, lzma "
+           "after reading the training text 1.7; the entropy of the text is the shortest bar, 0.4.")
 
 # %% [markdown]
 # After 15 steps the model knows how often each byte occurs and little else: "frequency of bytes" is the first plateau of every language
@@ -273,13 +272,13 @@ assert abs(losses[0] - math.log2(V)) < 1e-4 and losses[-1] < floor
 # %%
 memory, (x, y) = small(), next(Loader(TRAIN, 16, seed=0))
 optimizer, curve = AdamW(memory.parameters(), lr=0.003), {"this batch": [], "held out": []}
-for step in range(by_tier(60, 100)):
+for step in range(by_tier(60, 150)):
     loss = memory(x, y)
     loss.backward(); optimizer.step(); optimizer.zero_grad()
     curve["this batch"].append(loss.item() / math.log(2))
     if step % 10 == 9: curve["held out"].append(evaluate_bpb(memory, islice(held_out(), 2), BYTES)["bpb"])
 print(f"this batch {curve['this batch'][-1]:.3f} bits, held out {curve['held out'][-1]:.2f}, floor {floor:.2f}")
-assert curve["this batch"][-1] < by_tier(4.5, 0.5) and curve["held out"][-1] > 3.5
+assert curve["this batch"][-1] < by_tier(4.5, floor) and curve["held out"][-1] > 3.5
 
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
@@ -290,7 +289,7 @@ ax.set(xlabel="step", ylabel="bits per byte", ylim=(0, None))
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="One batch, learned by heart.",
        alt="The loss on the batch falls from 8 bits to below the dashed line of the entropy; the loss on held-out text first falls "
-           "to 4.3 bits and then rises to almost 9.")
+           "to 4.6 bits and then rises to 10.")
 
 # %% [markdown]
 # The batch falls below the floor, this time without a bug: memory needs no understanding. Held-out text tells the two apart, and gets worse
@@ -1324,7 +1323,7 @@ ax.set(xlabel="step", ylabel="bits per byte", ylim=(0, None))
 ax.legend(frameon=False, fontsize=7)
 figure(fig, caption="A small model on bytes, with its rivals and its floor.",
        alt="The curve falls from 8 bits, bends near the dotted line of the byte frequencies at 4.5, and goes on falling more slowly, through "
-           "the line of zlib at 3.2; the dashed floor is far below.")
+           "the line of zlib at 3.1; the dashed floor is far below.")
 
 # %%
 for r in log:
@@ -1407,7 +1406,7 @@ for shape in ((1, 32, by_tier(2**15, 2**17)), (1, 64, by_tier(2**13, 2**15) * 3 
 # does not count: its rate has not come down yet, and it looks worse than a run that was meant to end there.)
 
 # %%
-found = json.loads(Path("../benchmarks/results/scaling.json").read_text(encoding="utf-8"))
+found = stored_result("scaling.json")
 world = found["entropy_bpb"]
 grid = [r for r in found["runs"] if r["rate"] == 1 and r["seed"] == 0]
 table = {(r["layers"], r["width"], r["tokens"]): r for r in grid}

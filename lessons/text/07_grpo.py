@@ -83,7 +83,7 @@ def demonstration(a: int, b: int, sign: str) -> dict:
             "answer": str(a + b)}
 
 pairs = [(a, b) for a in range(2, 6) for b in range(2, 6) if (a, b) != (2, 2)]
-teacher = [demonstration(a, b, sign) for a, b in pairs for sign in "+*"]
+teacher = [demonstration(a, b, sign) for a, b in pairs for sign in "+*"] * 8     # each beside ever other neighbours in a row
 task = Task("sums", [demonstration(a, b, "+") for a, b in pairs],
             lambda question, text: text.endswith(f"<|output_start|>{question['answer']}<|output_end|>"))
 print(len(task), "questions, such as", task[7]["messages"][0]["content"], "->", task[7]["answer"])
@@ -91,7 +91,7 @@ print(len(task), "questions, such as", task[7]["messages"][0]["content"], "->", 
 # %%
 run = Run("lesson07", tempfile.mkdtemp())
 model = GPT(config_for(1, tokenizer.vocab_size, 64, head_dim=64), seed=0)
-recipe = {"rows": 8, "steps": by_tier(100, 200), "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
+recipe = {"rows": 8, "steps": 100, "warmdown": 0.5, "lr_scale": 1.0, "save_every": 0}
 sft_stage = run.stage("sft", recipe, None, "careless teacher")
 sft(sft_stage, recipe, model=model, tokenizer=tokenizer, conversations=teacher, make_optimizer=make_optimizer)
 
