@@ -65,16 +65,17 @@ def test_a_checked_output_that_differs_fails(tmp_path):
 @pytest.mark.slow
 def test_execute_stores_the_same_file_twice_and_keeps_ids(tmp_path):
     path = tmp_path / "e.ipynb"
-    book(path, "import sys\nfor i in range(3): print(f'\\r{i}', end='', flush=True)", "print('a'); print('b', file=sys.stderr); 6 * 7")
+    book(path, "import sys\nfor i in range(3): print(f'\\r{i}', end='', flush=True)", "print('a'); print('b', file=sys.stderr); 6 * 7", "import os; os.environ['NANOCHAT_TIER']")
     def execute() -> bytes:
         command = [sys.executable, "-B", ROOT / "tools" / "execute.py", path]
-        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert subprocess.run(command, capture_output=True, env={**os.environ, "NANOCHAT_TIER": "smoke"}).returncode == 0
         return path.read_bytes()
     first = execute()
     cells = nbformat.read(path, 4).cells
-    assert execute() == first and [c.id for c in cells] == ["cell-0", "cell-1"]
+    assert execute() == first and [c.id for c in cells] == ["cell-0", "cell-1", "cell-2"]
     assert cells[0].outputs[0].text.endswith("2") and "0" not in cells[0].outputs[0].text
     assert cells[1].outputs[-1].data["text/plain"] == "42" and cells[1].execution_count == 2
+    assert cells[2].outputs[-1].data["text/plain"] == "'full'"
 
 
 @pytest.mark.slow

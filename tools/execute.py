@@ -1,8 +1,10 @@
 """Run notebooks and store their outputs, so that a second run gives the same file: `execute.py [NAME ...]`.
 
 A name is a lesson (`01_tokenizer`) or a path (`solutions/01_tokenizer.ipynb`); none means all lessons and solutions.
-Ids, sources and cell metadata stay as they are. A notebook whose cell fails is left untouched.
+Ids, sources and cell metadata stay as they are. A notebook whose cell fails is left untouched. Lessons run at full size, whatever
+`NANOCHAT_TIER` says: what a reader finds stored is what the lesson can do.
 """
+import os
 import re
 import sys
 import tempfile
@@ -67,6 +69,7 @@ def find(name: str) -> Path:
 
 def main(names: list[str]) -> int:
     "Execute the named notebooks, or all; the number of those that failed."
+    os.environ["NANOCHAT_TIER"] = "full"           # kernels inherit it
     books = [find(n) for n in names] or [*sorted((ROOT / "lessons").glob("*.ipynb")), *sorted((ROOT / "solutions").glob("*.ipynb"))]
     failed = 0
     for book in books:
