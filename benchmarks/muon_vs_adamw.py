@@ -117,8 +117,8 @@ def step_times(a, w: dict, blocks: int = 12, size: int = 4) -> dict:
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def grid(a, results: Results, trial, axes: list[list[float]]) -> tuple:
-    "The best place of a grid that grows by one row or column wherever its best is at an edge; infinity where a run diverged."
+def grid(results: Results, trial, axes: list[list[float]]) -> tuple[tuple, dict]:
+    "The best place, and the result at each, of a grid that grows wherever its best is at an edge; infinity where a run diverged."
     while True:
         value = {}
         for place in ((x, y) for x in axes[0] for y in axes[1]):
@@ -129,7 +129,7 @@ def grid(a, results: Results, trial, axes: list[list[float]]) -> tuple:
         for axis, at in zip(axes, best):
             if at == axis[0]: axis.insert(0, axis[0] / FACTOR); grown = True
             elif at == axis[-1]: axis.append(axis[-1] * FACTOR); grown = True
-        if not grown: return best
+        if not grown: return best, value
 
 
 def main(argv=None) -> None:
@@ -158,12 +158,14 @@ def main(argv=None) -> None:
     steps = {name: round(whole * seconds / full / times[rule]) for name, (rule, seconds) in RACES.items()}
     if a.part == "time": return print(json.dumps(times))
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)
-    best = grid(a, results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
+    best, swept = grid(results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
     if a.part == "sweep": return print(json.dumps({"best": best}))
     rules = {"Muon": partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len), "AdamW": adamw(*best)}
     ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[rule], steps[name], s))["bpb"]
                    for s in range(a.seeds)] for name, (rule, _) in RACES.items()}
     results.data["summary"] = {"steps": steps, "step_seconds": times, "adamw_best": dict(zip(("matrix", "embedding"), best)),
+                               "sweep": [[*place, None if math.isinf(end) else end] for place, end in swept.items()],
+                               "seconds": {name: seconds for name, (_, seconds) in RACES.items()},
                                "bpb": ends, "mean": {n: sum(e) / len(e) for n, e in ends.items()},
                                "held": all(m <= min(ends["AdamW"]) for m in ends["Muon"])}
     results.save()
