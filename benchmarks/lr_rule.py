@@ -3,7 +3,7 @@
     python benchmarks/lr_rule.py                        all cases: hours
     python benchmarks/lr_rule.py --part d2-4096         one case: d2-4096 d4-4096 d6-4096 d2-65536 d4-65536 d6-65536
 
-A case is a depth and a number of tokens per update. The rates are those of `make_optimizer(model, batch_tokens=...)`, all
+A case is a depth and a number of tokens per update. The rates are those of `make_optimizer(model, batch_tokens=..., steps=...)`, all
 multiplied by one number: five powers of 1.5 around 1 (three at depth 6). Where the best is at an edge, the row grows. The best
 and the rule itself (multiplier 1) are then run with three seeds; the bar is that the rule ends within 3% of the best.
 `--scale 0.1` gives every run a tenth of its tokens: a short version for trying the script, which is no measurement of the bar.
@@ -41,7 +41,7 @@ def measure(a, w: dict, results: Results, depth: int, batch: int) -> dict:
     case, steps = f"d{depth}-{batch}", max(1, round(a.scale * TOKENS[batch] / batch))
     settings = argparse.Namespace(**vars(a) | {"depth": depth, "rows": MICRO})
     def trial(multiplier, seed):
-        make = partial(make_optimizer, lr_scale=multiplier, batch_tokens=batch, ns_dtype=a.dtype)
+        make = partial(make_optimizer, lr_scale=multiplier, batch_tokens=batch, steps=steps, ns_dtype=a.dtype)
         return run(settings, w, make, steps, seed, accumulate=batch // (MICRO * a.seq_len))
     best = best_of(results, case, trial, [-1, 0, 1] if depth == 6 else [-2, -1, 0, 1, 2], grow=depth < 6)
     if a.timid: results.get(f"{case} published rule seed 0", lambda: trial((batch / 2**19) ** 0.5, 0))

@@ -5,10 +5,12 @@ __all__ = ['NS_COEFFICIENTS', 'MUON', 'ADAMW', 'UPDATES', 'newton_schulz', 'muon
            'make_adamw']
 
 # %% ../lessons/04_muon.ipynb #a403193e
+import math
+
 import torch
 from torch import Tensor
 
-from .optim import adamw_update_fused, batch_scale, check_groups, width_scale, with_gradient
+from .optim import adamw_update_fused, batch_scale, check_groups, horizon_scale, width_scale, with_gradient
 from .workshop import UserError
 
 # %% ../lessons/04_muon.ipynb #5ca20a5a
@@ -129,13 +131,14 @@ def make_optimizer(
     head_lr: float = 0.004,        # AdamW at width 768
     lr_scale: float = 1.0,         # multiplies all three: later stages take smaller steps
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
+    steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
 
     `UserError` for rates of zero or less."""
-    parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens)
+    parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens) * horizon_scale(steps)
     wide = scale * width_scale(model.config.n_embd)
     muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
     return MuonAdamW([

@@ -1,11 +1,12 @@
 """AdamW, schedule, clipping and rules against PyTorch and closed forms."""
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.optim import AdamW, adamw_update, adamw_update_fused, batch_scale, check_groups, clip_by_global_norm, schedule, width_scale
+from nanochat.optim import AdamW, adamw_update, adamw_update_fused, batch_scale, check_groups, clip_by_global_norm, horizon_scale, schedule, width_scale
 from nanochat.train import train
 from nanochat.workshop import UserError
 
@@ -124,6 +125,10 @@ def test_clipping_nothing_is_an_error():
 def test_rules():
     assert width_scale(1280) == pytest.approx(0.774597, abs=1e-6) and width_scale(2048) == pytest.approx(0.6124, abs=1e-4)
     assert batch_scale(1) == batch_scale(524_288) == 1 and batch_scale(2**21) == pytest.approx(2)
+    assert horizon_scale(math.inf) == horizon_scale(21_400) == horizon_scale(700) == 1
+    assert horizon_scale(122) == pytest.approx(3.2045, abs=1e-3) and horizon_scale(10) == horizon_scale(1) == 4
+    scales = [horizon_scale(steps) for steps in range(50, 800)]
+    assert scales == sorted(scales, reverse=True)
 
 
 @pytest.mark.parametrize("lr", [0.0, -1e-3, float("nan"), float("inf")])
@@ -140,7 +145,7 @@ def test_a_decay_that_grows_or_flips_weights_is_refused(decay):
 
 @pytest.mark.parametrize("call", [
     lambda: schedule(0, 10, warmup=0.6, warmdown=0.5), lambda: schedule(0, 10, warmdown=-0.1), lambda: schedule(0, 10, final=2.0),
-    lambda: width_scale(0), lambda: batch_scale(0), lambda: batch_scale(-4096),
+    lambda: width_scale(0), lambda: batch_scale(0), lambda: batch_scale(-4096), lambda: horizon_scale(0),
     lambda: clip_by_global_norm(net().parameters(), 0.0), lambda: clip_by_global_norm(net().parameters(), float("nan"))])
 def test_other_settings_that_cannot_work_are_refused(call):
     with pytest.raises(UserError) as caught: call()

@@ -18,10 +18,12 @@
 
 # %%
 #| export
+import math
+
 import torch
 from torch import Tensor
 
-from nanochat.optim import adamw_update_fused, batch_scale, check_groups, width_scale, with_gradient
+from nanochat.optim import adamw_update_fused, batch_scale, check_groups, horizon_scale, width_scale, with_gradient
 from nanochat.workshop import UserError
 
 # %% [markdown]
@@ -497,7 +499,7 @@ for bad in (lambda: Muon([W], lr=-0.02), lambda: Muon([torch.nn.Parameter(torch.
 
 
 # %% [markdown]
-# The rates are nanochat's first: Muon 0.02; embedding 0.2 and head 0.004 at width 768, scaled by $1/\sqrt C$, and all of them by the batch rule of lesson 02d.
+# The rates are nanochat's first: Muon 0.02; embedding 0.2 and head 0.004 at width 768, scaled by $1/\sqrt C$, and all of them by the batch rule of lesson 02d, and by its rule for short runs where `steps` says how long the run is.
 
 # %%
 #| export
@@ -509,13 +511,14 @@ def make_optimizer(
     head_lr: float = 0.004,        # AdamW at width 768
     lr_scale: float = 1.0,         # multiplies all three: later stages take smaller steps
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
+    steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
 
     `UserError` for rates of zero or less."""
-    parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens)
+    parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens) * horizon_scale(steps)
     wide = scale * width_scale(model.config.n_embd)
     muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
     return MuonAdamW([

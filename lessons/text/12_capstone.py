@@ -29,6 +29,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -501,7 +502,8 @@ def base_stage(course: Course, model: GPT, forward: Callable) -> None:
     rows = data.pack_documents(tokens, course.recipe["model"]["seq_len"])
     loader = data.Loader(rows, section["rows"], seed=course.seed, rank=rank, world=world)
     model.init_weights(course.seed)
-    train.pretrain(stage, section, make_model=lambda: model, make_optimizer=optimizer_maker(course),
+    make = partial(optimizer_maker(course), steps=section["steps"])
+    train.pretrain(stage, section, make_model=lambda: model, make_optimizer=make,
                    loader=loader, forward=forward, fingerprint=course.tokenizer.fingerprint(),
                    watch=watchers(course), **common_options(course, stage))
 
