@@ -678,15 +678,18 @@ assert all(done["held"] for done in found["summary"].values())
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.7), sharey=True, layout="constrained")
-for case, style in zip(rows, ("o-", "s--", "^:", "D-.", "v-")):
-    ends = rows[case]
+for case, ends in rows.items():
     if "constant" in case: continue
-    axes[int("65536" in case)].plot([1.5**k for k in ends], [end / min(ends.values()) for end in ends.values()], style, label=case.split("-")[0])
+    depth, tokens = case.split("-")
+    style = {"d2": "C0o-", "d4": "C1s--", "d6": "C2^:"}[depth]
+    axes[int(tokens == "65536")].plot([1.5**k for k in ends], [end / min(ends.values()) for end in ends.values()], style, label=depth)
 before = rows["constant d2-65536"]
-axes[1].plot([1.5**k / (700 / 122) ** (2 / 3) for k in before], [end / min(rows["d2-65536"].values()) for end in before.values()], "x-", color="0.6", label="d2, other runs")
+axes[1].plot([1.5**k / (700 / 122) ** (2 / 3) for k in before], [end / min(rows["d2-65536"].values()) for end in before.values()], "x-", color="0.6", label="d2, rates left alone")
 for ax, title in zip(axes, ("4,096 tokens, 732 steps", "65,536 tokens, 122 steps")):
     ax.axvline(1, color="0.8", zorder=0)
-    ax.set(xscale="log", xlabel="rates, in units of the rule", title=title)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="rates, in units of the rule", title=title)
     ax.legend(frameon=False, fontsize=8)
 axes[0].set(ylabel="end, over the best of the row")
 figure(fig, caption="Where runs end, over the best of their row, by the multiple of the rule's rates; Muon for the matrices, one seed.",
