@@ -207,7 +207,7 @@ class Course:
         return make_engine(model, [self.tokenizer.assistant_end, self.tokenizer.bos])
 
 # %% ../lessons/12_capstone.ipynb #0ffddde5
-def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=1.0, batch_tokens=...) -> optimizer
+def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_tokens=..., steps=...) -> optimizer
     "Muon and AdamW at the recipe's rates; over several ranks each keeps a part of the optimizer's state."
     base, rates = course.recipe["base"], ("matrix_lr", "embedding_lr", "head_lr")
     def make(model: GPT, **options):

@@ -278,7 +278,7 @@ class Course:
 
 # %%
 #| export
-def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=1.0, batch_tokens=...) -> optimizer
+def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_tokens=..., steps=...) -> optimizer
     "Muon and AdamW at the recipe's rates; over several ranks each keeps a part of the optimizer's state."
     base, rates = course.recipe["base"], ("matrix_lr", "embedding_lr", "head_lr")
     def make(model: GPT, **options):
