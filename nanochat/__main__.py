@@ -15,6 +15,7 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'STAGES', 'COMPILED', 'FIXED_SECO
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from pathlib import Path
 import torch
 
 # %% ../lessons/12_capstone.ipynb #5da2d074
+from .optim import schedule
 from .workshop import (UserError, atomic_write, can_compile, home, keep_memory, machine, pick_device,
                                pick_dtype, print0, ranks, seed_all)
 
@@ -86,8 +88,12 @@ def check_recipe(recipe: dict) -> None:
         for key, value in values.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             may_be_zero = key in ("steps", "text", "warmup", "final", "warmdown", "temperature", "weight_decay")
-            if number and (value < 0 or (value == 0 and not may_be_zero)):
+            may_be_zero = may_be_zero and (section, key) != ("base", "steps")      # later stages may be left out
+            if number and not (0 < value < math.inf or (value == 0 and may_be_zero)):
                 raise UserError(f"recipe: {section}.{key} is {value}; it must be above zero")
+        shape = {k: values[k] for k in ("warmup", "warmdown", "final") if k in values}
+        try: schedule(0, 1, **shape)
+        except UserError as error: raise UserError(f"recipe: {section}: {error}")
     context, items = recipe["model"]["seq_len"], recipe["eval"]["items"]
     if context < 64: raise UserError(f"recipe: model.seq_len is {context}; conversations need 64 or more")
     if items < 1: raise UserError("recipe: eval.items must be at least 1")
@@ -494,6 +500,7 @@ def estimate(course: Course) -> float:
 # %% ../lessons/12_capstone.ipynb #0cda2f40
 def fit_minutes(course: Course, minutes: float) -> str:
     "Shorten the recipe until it fits: fewer steps first, then a smaller model. Returns what was done."
+    if not minutes > 0: raise UserError(f"--minutes {minutes:g}: it must be above zero")
     recipe, said = course.recipe, []
     while (needed := estimate(course)) > 60 * minutes:
         share = (60 * minutes - FIXED_SECONDS) / (needed - FIXED_SECONDS)
@@ -563,7 +570,7 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
     "Run a recipe under the run's lock; returns the report."
     with course.run.lock():
         if since: redo(course.run, since)
-        note = fit_minutes(course, minutes) if minutes else ""
+        note = fit_minutes(course, minutes) if minutes is not None else ""
         say_estimate(course, until, note)
         write_facts(course, note)
         finished = is_finished(course.run)

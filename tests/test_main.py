@@ -104,6 +104,11 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(smoke, tmp_path):
     (["run", "smoke", "--volume", "11"], "--volume"),
     (["run", "smoke", "--set", "base.step=3"], "base.step"),
     (["run", "smoke", "--set", "base.steps=-3"], "base.steps"),
+    (["run", "smoke", "--set", "base.steps=0"], "base.steps"),
+    (["run", "smoke", "--set", "base.matrix_lr=nan"], "base.matrix_lr"),
+    (["run", "smoke", "--set", "sft.warmdown=3.0"], "sft: "),
+    (["run", "smoke", "--minutes", "0"], "--minutes"),
+    (["run", "smoke", "--minutes", "nan"], "--minutes"),
     (["run", "smoke", "--set", "model.seq_len=0"], "model.seq_len"),
     (["run", "smoke", "--depth", "0"], "depth"),
     (["run", "smoke", "--data", "/nowhere/at/all"], "/nowhere/at/all"),
@@ -121,6 +126,7 @@ def test_a_mistake_is_one_line_with_status_2(words, named, tmp_path, monkeypatch
     error = capsys.readouterr().err.strip()
     assert named in error and len(error.splitlines()) == 1 and error.startswith("nanochat: ")
     assert not list(tmp_path.rglob("step_*")), "nothing half-written"
+    assert not list(tmp_path.glob("*/*/")), "no stage was begun"
 
 
 @pytest.mark.parametrize("name, content", [("empty", {}), ("broken.parquet", {"a.parquet": b"no parquet"}),
