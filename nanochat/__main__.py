@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 # %% ../lessons/12_capstone.ipynb #5da2d074
-from .optim import schedule
+from .midtrain import fit_settings
 from .workshop import (UserError, atomic_write, can_compile, home, keep_memory, machine, pick_device,
                                pick_dtype, print0, ranks, seed_all)
 
@@ -87,13 +87,13 @@ def check_recipe(recipe: dict) -> None:
         if not isinstance(values, dict): continue
         for key, value in values.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            may_be_zero = key in ("steps", "text", "warmup", "final", "warmdown", "temperature", "weight_decay")
-            may_be_zero = may_be_zero and (section, key) != ("base", "steps")      # later stages may be left out
+            may_be_zero = (key in ("text", "warmup", "final", "warmdown", "temperature", "weight_decay")
+                           or (key == "steps" and section != "base"))      # later stages may be left out
             if number and not (0 < value < math.inf or (value == 0 and may_be_zero)):
-                raise UserError(f"recipe: {section}.{key} is {value}; it must be above zero")
-        shape = {k: values[k] for k in ("warmup", "warmdown", "final") if k in values}
-        try: schedule(0, 1, **shape)
-        except UserError as error: raise UserError(f"recipe: {section}: {error}")
+                raise UserError(f"recipe: {section}.{key} is {value}; it must be finite and above zero")
+    for stage in ("base", "mid", "sft"):
+        try: fit_settings(recipe[stage])["schedule"](0)
+        except UserError as error: raise UserError(f"recipe: {stage}: {error}") from error
     context, items = recipe["model"]["seq_len"], recipe["eval"]["items"]
     if context < 64: raise UserError(f"recipe: model.seq_len is {context}; conversations need 64 or more")
     if items < 1: raise UserError("recipe: eval.items must be at least 1")
@@ -569,8 +569,8 @@ def is_finished(run: Run) -> bool:
 def run_course(course: Course, until: str = "rl", since: str | None = None, minutes: float | None = None) -> dict:
     "Run a recipe under the run's lock; returns the report."
     with course.run.lock():
+        note = fit_minutes(course, minutes) if minutes is not None else ""      # may refuse: before anything is deleted
         if since: redo(course.run, since)
-        note = fit_minutes(course, minutes) if minutes is not None else ""
         say_estimate(course, until, note)
         write_facts(course, note)
         finished = is_finished(course.run)

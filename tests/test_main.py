@@ -195,6 +195,14 @@ def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
     child.communicate("\n", timeout=30)
 
 
+def test_minutes_that_are_refused_delete_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_COMPILE", "0")
+    (tmp_path / "smoke" / "base").mkdir(parents=True)
+    assert program.main(["run", "smoke", "--from", "base", "--minutes", "0"]) == 2
+    assert "--minutes" in capsys.readouterr().err and (tmp_path / "smoke" / "base").is_dir()
+
+
 def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "step_seconds", lambda course: 0.05 * course.recipe["model"]["depth"] ** 2)
     course = program.Course(program.load_recipe("laptop"), None, {"compile": False}, None)
