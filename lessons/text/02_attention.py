@@ -366,8 +366,8 @@ def apply_rotary(
     sin: Tensor,  # like cos
 ) -> Tensor:      # (..., T, D) in the dtype of x
     "Turn the pair (x[i], x[i + D/2]) by minus the angle of its position, computed in fp32."
-    a, b = x.float().chunk(2, dim=-1)      # (..., T, D/2) each
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+    a, b = (half.float() for half in x.chunk(2, dim=-1))      # (..., T, D/2) each
+    return torch.cat(((a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)), dim=-1)
 
 
 # %%
@@ -586,8 +586,9 @@ class _NormedAttention(torch.autograd.Function):
         first, last = slice(None, h), slice(h, None)
         q1, k1, v1 = _unmix(*(z[:, :, first] for z in (g, q, k, v, y)), *kept[:2])
         q2, k2, v2 = _unmix(g[:, :, last], q[:, :, last], k, v, y[:, :, last], *kept[2:])
-        k1, v1 = (F.pad(z, (0, 0, 0, q.shape[2] - h)) for z in (k1, v1))     # later keys: 0
-        return torch.cat((q1, q2), dim=2) * q.shape[-1] ** -0.5, k1 + k2, v1 + v2
+        k, v = (torch.cat((early + late[:, :, first], late[:, :, last]), dim=2)
+                for early, late in ((k1, k2), (v1, v2)))
+        return torch.cat((q1, q2), dim=2) * q.shape[-1] ** -0.5, k, v
 
 
 def attend_normed(
