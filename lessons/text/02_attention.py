@@ -367,6 +367,7 @@ def apply_rotary(
 ) -> Tensor:      # (..., T, D) in the dtype of x
     "Turn the pair (x[i], x[i + D/2]) by minus the angle of its position, computed in fp32."
     a, b = (half.float() for half in x.chunk(2, dim=-1))      # (..., T, D/2) each
+    # Each half is rounded before they are joined, so that no fp32 copy of the whole is written.
     return torch.cat(((a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)), dim=-1)
 
 
@@ -586,6 +587,7 @@ class _NormedAttention(torch.autograd.Function):
         first, last = slice(None, h), slice(h, None)
         q1, k1, v1 = _unmix(*(z[:, :, first] for z in (g, q, k, v, y)), *kept[:2])
         q2, k2, v2 = _unmix(g[:, :, last], q[:, :, last], k, v, y[:, :, last], *kept[2:])
+        # The first keys are seen by both blocks of queries, the last by the late one only.
         k, v = (torch.cat((early + late[:, :, first], late[:, :, last]), dim=2)
                 for early, late in ((k1, k2), (v1, v2)))
         return torch.cat((q1, q2), dim=2) * q.shape[-1] ** -0.5, k, v
