@@ -9,7 +9,8 @@
    Muon with as many seconds as AdamW.
 
 Every finished run goes into the JSON file at once, so the script can be stopped and started again; `--part` runs one of
-the three. With `--adamw-steps N` AdamW gets N steps and Muon what fits into 108/180 of that time: a short version.
+the three. With `--adamw-steps N` AdamW gets N steps and Muon what fits into 108/180 of that time: a short version, or a
+new Muon against old runs of AdamW.
 """
 import argparse
 import json
@@ -140,7 +141,7 @@ def main(argv=None) -> None:
     p.add_argument("--vocab-size", type=int, default=1024)
     p.add_argument("--megabytes", type=float, default=12.0)
     p.add_argument("--val-kilobytes", type=float, default=300)
-    p.add_argument("--adamw-steps", type=int, help="short version: so many steps instead of 180 s")
+    p.add_argument("--adamw-steps", type=int, help="so many steps instead of what fits into 180 s")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--part", choices=("time", "sweep", "race", "all"), default="all")
     p.add_argument("--out", type=Path, default=HERE / "results" / "muon_vs_adamw.json")
@@ -149,7 +150,7 @@ def main(argv=None) -> None:
     workshop.keep_memory()
     a.dtype = workshop.pick_dtype(torch.device("cpu"))
     results = Results(a.out, {"command": "python benchmarks/muon_vs_adamw.py " + " ".join(sys.argv[1:]), "settings": settings,
-                              "full": a.adamw_steps is None and a.depth == 4, "machine": workshop.machine(), "dtype": str(a.dtype)})
+                              "machine": workshop.machine(), "dtype": str(a.dtype)})
     w = world(a)
     results.data["entropy_bpb"] = w["entropy_bpb"]
     times = results.get("time", lambda: step_times(a, w))

@@ -146,14 +146,14 @@ def softcap(
 
 # %% ../lessons/02a_transformer.ipynb #b2bb44da
 class _CappedCrossEntropy(torch.autograd.Function):
-    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a sum a row."
+    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a number a row."
 
     @staticmethod
     def forward(ctx, z, targets):                        # (N, V), (N,) -> (N,)
-        total = softcap(z).exp().sum(dim=-1)             # at most V e^15
+        total = softcap(z).exp().sum(dim=-1).log()       # of at most V e^15
         ctx.save_for_backward(z, targets, total)
         right = softcap(z.gather(-1, targets.clamp(min=0)[:, None])).squeeze(-1)
-        return torch.where(targets >= 0, total.log() - right, 0.0)
+        return torch.where(targets >= 0, total - right, 0.0)
 
     @staticmethod
     def backward(ctx, g):                                # (N,)
@@ -161,8 +161,8 @@ class _CappedCrossEntropy(torch.autograd.Function):
         y = softcap(z)
         hit = torch.arange(z.shape[-1], dtype=torch.int32, device=z.device) == targets.int()[:, None]
         g = torch.where(targets >= 0, g, 0.0)[:, None]
-        slope = 1 - (y / CAP) ** 2
-        return ((y.exp() / total[:, None] - hit.float()) * slope * g).to(z.dtype), None
+        slope = 1 - (y * (1 / CAP)) ** 2
+        return (((y - total[:, None]).exp() - hit.float()) * slope * g).to(z.dtype), None
 
 
 def next_token_loss(

@@ -13,27 +13,41 @@ from torch import Tensor
 from .optim import adamw_update_fused, batch_scale, check_groups, horizon_scale, width_scale, with_gradient
 from .workshop import UserError
 
-# %% ../lessons/04_muon.ipynb #5ca20a5a
+# %% ../lessons/04_muon.ipynb #b0d1dc8d
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # of s, s^3, s^5 (Jordan et al. 2024): steep at 0
+
+
+def _factor(A: Tensor) -> Tensor:
+    "What a round multiplies X by, (N, n, n): a + b A + c A^2."
+    a, b, c = NS_COEFFICIENTS
+    P = torch.baddbmm(A, A, A, beta=b, alpha=c)
+    P.diagonal(dim1=-2, dim2=-1).add_(a)
+    return P
 
 
 def newton_schulz(
     G: Tensor,       # (..., rows, cols); the products run in its dtype
-    steps: int = 5,  # iterations
-) -> Tensor:         # (..., rows, cols), singular values between about 0.7 and 1.2
-    """Bring all singular values of each matrix near 1 and keep its singular vectors.
+    steps: int = 3,  # iterations, at least 1
+) -> Tensor:         # (..., rows, cols), singular values at most about 1.2, most of them above 0.5
+    """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
-    Works on the smaller side and on a whole stack at once. Small singular values (below about
-    1/500 of the norm) are raised, not brought all the way. (Jordan et al. 2024.)"""
-    a, b, c = NS_COEFFICIENTS
-    tall = G.shape[-2] > G.shape[-1]
+    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one),
+    a tighter bound than that of X; where X is longer than A, follows A alone. (Jordan et al. 2024.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        A = torch.bmm(X.mT, X) if tall else torch.bmm(X, X.mT)               # (N, small, small)
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)                          # b A + c A^2
-        left, right = (X, B) if tall else (B, X)
-        X = torch.baddbmm(X, left, right, beta=a)                            # a X + X B or a X + B X
+    tall = G.shape[-2] > G.shape[-1]
+    span = 1 if G.shape[-2] == G.shape[-1] else 3                            # rounds until A is made anew
+    for done in range(0, steps, span):
+        A = X.mT @ X if tall else X @ X.mT                                   # (N, n, n), n the smaller side
+        if done == 0:
+            size = A.norm(dim=(-2, -1), keepdim=True) + 1e-30                # >= largest singular value squared
+            A = A / size
+        P = Q = _factor(A)
+        for _ in range(min(span, steps - done) - 1):
+            A = P @ A @ P
+            P = _factor(A)
+            Q = P @ Q
+        if done == 0: Q = Q / size.sqrt()
+        X = X @ Q if tall else Q @ X
     return X.view(G.shape)
 
 # %% ../lessons/04_muon.ipynb #f923da0a
@@ -51,7 +65,7 @@ def _direction(group: dict, s: dict, g: Tensor, one: Tensor) -> Tensor:
     s["step"] += one
     keep = start + (end - start) * (s["step"] / span).clamp(max=1.0)
     s["momentum"].lerp_(g, (1 - keep) * one)          # unchanged where the step is not allowed
-    return g.lerp(s["momentum"], keep)                # (1 - keep) g + keep M
+    return g.lerp(s["momentum"], keep * one)          # (1 - keep) g + keep M; there g, which is 0
 
 # %% ../lessons/04_muon.ipynb #2a4c9a2f
 @torch.no_grad()
@@ -74,14 +88,14 @@ def muon_update(
     for shape, pairs in stacks.items():
         X = torch.empty(len(pairs), *shape, dtype=dtype, device=one.device)  # (N, rows, cols)
         for row, (_, d) in zip(X, pairs): row.copy_(d)
-        moves = newton_schulz(X, group["ns_steps"]).mul_(one)
+        moves = newton_schulz(X, group["ns_steps"])
         lr = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
         for (p, _), move in zip(pairs, moves):
             if group["weight_decay"]: p.mul_(1 - group["lr"] * group["weight_decay"] * one)
             p.sub_(move, alpha=lr)
 
 # %% ../lessons/04_muon.ipynb #3f8ffa2c
-MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 5, "ns_dtype": "float32",
+MUON = {"kind": "muon", "weight_decay": 0.0, "ns_steps": 3, "ns_dtype": "float32",
         "momentum": (0.85, 0.95, 300)}      # from, to, over how many steps
 ADAMW = {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 UPDATES = {"muon": muon_update, "adamw": adamw_update_fused}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat.checkpoint import load_checkpoint, save_checkpoint
 from nanochat.gpt import GPT, config_for
@@ -22,9 +23,10 @@ def backward(model, seed):
     model(torch.randint(64, (2, 16), generator=g), torch.randint(64, (2, 16), generator=g)).backward()
 
 
-def by_svd(G, steps=5):
+def by_svd(G, steps=3):
     "The same map on singular values, in float64, one matrix at a time."
-    U, S, Vt = torch.linalg.svd(G.double() / (G.double().norm() + 1e-7), full_matrices=False)
+    U, S, Vt = torch.linalg.svd(G.double(), full_matrices=False)
+    S = S / (S**4).sum() ** 0.25
     for _ in range(steps): S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
     return U @ torch.diag(S) @ Vt
 
@@ -32,9 +34,9 @@ def by_svd(G, steps=5):
 @pytest.mark.parametrize("shape", [(8, 8), (5, 17), (17, 5), (1, 9), (9, 1)])
 def test_newton_schulz_equals_the_svd(shape):
     G = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
-    for steps in (0, 1, 5):
+    for steps in (1, 3, 5):
         for g, got in zip(G, newton_schulz(G, steps)):
-            assert torch.allclose(got.double(), by_svd(g, steps), atol=2e-3 if g.norm() < 1 else 1e-4)
+            assert torch.allclose(got.double(), by_svd(g, steps), atol=1e-4)
     assert torch.equal(newton_schulz(G[0]), newton_schulz(G[:1])[0])
 
 
@@ -161,11 +163,16 @@ def test_a_step_does_not_depend_on_what_is_stacked_with_it():
 
 
 @pytest.mark.parametrize("shape", [(40, 10), (10, 40)])
-def test_products_are_made_on_the_smaller_side(shape, monkeypatch):
-    made, bmm = [], torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda a, b: made.append(bmm(a, b).shape[-1]) or bmm(a, b))
-    newton_schulz(torch.randn(2, *shape))
-    assert made == [10] * 5
+def test_products_are_made_on_the_smaller_side_and_the_larger_one_is_met_twice(shape):
+    with FlopCounterMode(display=False) as counter: newton_schulz(torch.randn(2, *shape))
+    assert counter.get_total_flops() == 2 * 2 * (2 * 10 * 10 * 40 + 9 * 10**3)      # two matrices, three rounds
+
+
+def test_gradients_of_any_size_are_raised_as_far_and_nothing_overflows():
+    G = torch.randn(1, 20, 12, generator=torch.Generator().manual_seed(0))
+    for dtype, atol in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        for scale in (1e-8, 1e8):
+            torch.testing.assert_close(newton_schulz((G * scale).to(dtype)).float(), newton_schulz(G), atol=atol, rtol=0)
 
 
 def test_equal_shapes_go_through_one_call(monkeypatch):

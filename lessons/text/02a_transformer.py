@@ -486,21 +486,21 @@ for name, loss in (("PyTorch's mean", F.cross_entropy(logits, nothing, ignore_in
 # The logits are the largest tensor of a training step, so look at what the loss does with them. Written plainly, it walks through them five times and keeps them twice, capped and as log-probabilities. What you know saves most of that:
 #
 # * Softcap bounds a logit $y$ by 15, so $e^{y}$ cannot overflow, and softmax needs no maximum. (In lesson 02 QK norm did the same for attention.)
-# * The loss at a target $t$ is $\ln \sum_k e^{y_k} - y_t$, so its derivative at $y_j$ is $p_j - \delta_{jt}$: **probability minus target**. Times the slope of softcap, $1 - (y/15)^2$, that is the gradient at the raw score $z$, and all of it follows from $z$ and one sum a row.
+# * The loss at a target $t$ is $\ln \sum_k e^{y_k} - y_t$, so its derivative at $y_j$ is $p_j - \delta_{jt}$: **probability minus target**. Times the slope of softcap, $1 - (y/15)^2$, that is the gradient at the raw score $z$, and all of it follows from $z$ and one number a row, $\ln \sum_k e^{y_k}$.
 #
 # So keep these two, and compute the rest again. A loss by hand, forward and backward:
 
 # %%
 #| export
 class _CappedCrossEntropy(torch.autograd.Function):
-    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a sum a row."
+    "Cross entropy of softcapped scores, 0 for targets of -1; keeps the raw scores and a number a row."
 
     @staticmethod
     def forward(ctx, z, targets):                        # (N, V), (N,) -> (N,)
-        total = softcap(z).exp().sum(dim=-1)             # at most V e^15
+        total = softcap(z).exp().sum(dim=-1).log()       # of at most V e^15
         ctx.save_for_backward(z, targets, total)
         right = softcap(z.gather(-1, targets.clamp(min=0)[:, None])).squeeze(-1)
-        return torch.where(targets >= 0, total.log() - right, 0.0)
+        return torch.where(targets >= 0, total - right, 0.0)
 
     @staticmethod
     def backward(ctx, g):                                # (N,)
@@ -508,8 +508,8 @@ class _CappedCrossEntropy(torch.autograd.Function):
         y = softcap(z)
         hit = torch.arange(z.shape[-1], dtype=torch.int32, device=z.device) == targets.int()[:, None]
         g = torch.where(targets >= 0, g, 0.0)[:, None]
-        slope = 1 - (y / CAP) ** 2
-        return ((y.exp() / total[:, None] - hit.float()) * slope * g).to(z.dtype), None
+        slope = 1 - (y * (1 / CAP)) ** 2
+        return (((y - total[:, None]).exp() - hit.float()) * slope * g).to(z.dtype), None
 
 
 def next_token_loss(
