@@ -31,8 +31,9 @@ def newton_schulz(
 ) -> Tensor:         # (..., rows, cols), singular values at most about 1.2, most of them above 0.5
     """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
-    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one),
-    a tighter bound than that of X; where X is longer than A, follows A alone. (Jordan et al. 2024.)"""
+    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one), a
+    tighter bound than that of X; where X is longer than A, follows A alone for three steps, since its
+    errors grow. (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
     tall = G.shape[-2] > G.shape[-1]
     span = 1 if G.shape[-2] == G.shape[-1] else 3                            # rounds until A is made anew

@@ -237,12 +237,40 @@ M = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
 print(f"as it is: {ns_loop(M).abs().max()}    divided by its length first: {ns_loop(M / M.norm()).abs().max():.2f}")
 assert not ns_loop(M).isfinite().all() and ns_loop(M / M.norm()).isfinite().all()
 
+
 # %% [markdown]
 # So divide first. The largest singular value would be exact but unknown. The Frobenius norm, the root of the sum of all squares, is cheap, and it is the root of $\sum s_i^2$, so never less than the largest $s_i$. Published nanochat divides by it and makes five rounds.
 #
-# **Twice, not ten times.** Write a round as $X \leftarrow P X$ with $P = a + bA + cA^2$ and $A = XX^\top$. The next round wants the new $A$, and that is $(PX)(PX)^\top = P A P$: the old one tells it, without $X$. So follow $A$ alone, collect the product $Q$ of all $P$, and touch $X$ twice: to make the first $A$, and at the end, $QX$. For the MLP's matrices, whose other side is four times as long, that halves the work of five rounds.
+# **Twice, not ten times.** Write a round as $X \leftarrow P X$ with $P = a + bA + cA^2$ and $A = XX^\top$. The next round wants the new $A$, and that is $(PX)(PX)^\top = P A P$: the old one tells it, without $X$. So follow $A$ alone, collect the product $Q$ of all $P$, and touch $X$ twice: to make the first $A$, and at the end, $QX$. For the MLP's matrices, whose other side is four times as long, that saves nearly half of the work. For a square one it saves nothing: there $A$ is as large as $X$, and making it anew is one product where $PAP$ is two. (Zhang and others 2026.)
 #
-# **A better bound, for nothing.** The singular values of $A$ are the *squares* $s_i^2$, so its Frobenius norm is the root of $\sum s_i^4$. That is still never less than the largest $s_i^2$, but much nearer to it. **By hand:** four equal singular values of 1. The norm of $X$ is $\sqrt 4 = 2$; the norm of $A$ is 2, and its root 1.41. Everything starts 1.41 times as high, and $A$ had to be made anyway. How much is it for real gradients?
+# **Trap: following too far.** In bf16 the followed $A$ is not quite $XX^\top$. What is off by a little grows up to $3.4445^2 \approx 12$ times a round, as the small values of $A$ do, and it may be negative, which no $XX^\top$ ever is. **Predict** for how many rounds that goes well, on a matrix with some soft directions.
+
+# %%
+def ns_follow(X: Tensor, rounds: int) -> Tensor:
+    "A wide matrix: A = X X' is followed from the first round to the last."
+    I = torch.eye(len(X), dtype=X.dtype)
+    X = X / (X @ X.T).norm().sqrt()
+    A, Q = X @ X.T, I
+    for _ in range(rounds):
+        P = 3.4445 * I - 4.7750 * A + 2.0315 * A @ A
+        A, Q = P @ A @ P, P @ Q
+    return Q @ X
+
+U, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+V, _ = torch.linalg.qr(torch.randn(256, 64, generator=torch.Generator().manual_seed(1)))
+soft = (U * torch.logspace(0, -2, 64)) @ V.T                                 # singular values from 1 to 0.01
+print("rounds   wrong in bf16, as a share of the length: A followed / A made anew each round")
+for rounds in range(1, 8):
+    right = ns_loop(soft / (soft @ soft.T).norm().sqrt(), rounds)
+    off = [((X.float() - right).norm() / right.norm()).item()
+           for X in (ns_follow(soft.bfloat16(), rounds), ns_loop((soft / (soft @ soft.T).norm().sqrt()).bfloat16(), rounds))]
+    print(f"{rounds:6d}   {off[0]:10.2g}   {off[1]:10.2g}")
+    assert off[1] < 0.2 and (rounds > 3 or off[0] < 0.2) and (rounds < 7 or not off[0] < 100)
+
+# %% [markdown]
+# Three rounds are as good as new, the fourth is not, and then a negative number runs away. So the exported version makes $A$ anew from $X$ after three rounds, and for a square matrix, which has nothing to save, after every one.
+#
+# **A better bound, for nothing.** The singular values of $A$ are the *squares* $s_i^2$, so its Frobenius norm is the root of $\sum s_i^4$. That is still never less than the largest $s_i^2$, but much nearer to it (Delattre and others 2023). **By hand:** four equal singular values of 1. The norm of $X$ is $\sqrt 4 = 2$; the norm of $A$ is 2, and its root 1.41. Everything starts 1.41 times as high, and $A$ had to be made anyway. How much is it for real gradients?
 
 # %%
 for name, D in list(average.items())[:6]:
@@ -274,8 +302,9 @@ def newton_schulz(
 ) -> Tensor:         # (..., rows, cols), singular values at most about 1.2, most of them above 0.5
     """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
-    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one),
-    a tighter bound than that of X; where X is longer than A, follows A alone. (Jordan et al. 2024.)"""
+    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one), a
+    tighter bound than that of X; where X is longer than A, follows A alone for three steps, since its
+    errors grow. (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
     tall = G.shape[-2] > G.shape[-1]
     span = 1 if G.shape[-2] == G.shape[-1] else 3                            # rounds until A is made anew
@@ -815,7 +844,7 @@ assert gap < 1e-4
 # **Trap.** An addition that makes the step *longer* wins this race for a reason that has nothing to do with its idea, as long as 0.02 is below Muon's best rate, and the sweep above said that it is. So each gets three rates, and only the best of each counts.
 
 # %%
-VARIANTS = {"Muon": {}, "Polar Express": {"iterate": polar_express}, "MuonEq": {"before": equal_rows}, "NorMuon": {"after": even_out},
+VARIANTS = {"Muon": {}, "five rounds": {"iterate": lambda X: newton_schulz(X, 5)}, "Polar Express": {"iterate": polar_express}, "MuonEq": {"before": equal_rows}, "NorMuon": {"after": even_out},
             "Muon+": {"after": lambda X, memory: full_length(X)},
             "decay 0.2": {"decay": 0.2}, "cautious decay 0.2": {"decay": 0.2, "careful": True},
             "all of HEAD": {"iterate": polar_express, "before": equal_rows, "after": even_out, "decay": 0.2, "careful": True}}
@@ -884,29 +913,30 @@ assert rounds["from that of A"][3] < rounds["as it is"][0] + 0.3
 #
 # ## At scale: what it costs
 #
-# Count the products for an $n \times m$ matrix ($n \le m$). The first $A$ and the last $QX$ are $2n^2m$ operations each. Everything between is $n \times n$, $2n^3$ a product: one in each round for $A^2$, and from the second round on two for $PAP$ and one for $PQ$. With three rounds that is $4n^2m + 18n^3$.
-# Training on a batch of $B$ tokens costs $6nmB$ for the same matrix. For a square one the ratio is $22n^3/6n^2B = 3.7\,n/B$. **Derive** the ratio for the MLP's matrices, $m = 4n$, before you look.
+# Count the products for an $n \times m$ matrix, $n < m$, three rounds. The first $A$ and the last $QX$ are $2n^2m$ operations each. Everything between is $n \times n$, $2n^3$ a product: three times $A^2$, twice $PAP$ with two products, twice $PQ$. Together $4n^2m + 18n^3$. A square matrix has three products in each round, together $18n^3$.
+# Training on a batch of $B$ tokens costs $6nmB$ for the same matrix. For a square one the ratio is $18n^3/6n^2B = 3\,n/B$. **Derive** the ratio for the MLP's matrices, $m = 4n$, before you look.
 
 # %%
-def ns_flops(model, rounds: int = 3) -> int:
-    "Operations of Newton-Schulz in one Muon step: all matrices in the blocks."
+def ns_flops(model) -> int:
+    "Operations of three rounds of Newton-Schulz for all matrices in the blocks."
     sides = [sorted(p.shape) for p in model.parts()["matrices"]]
-    return sum(4 * n * n * m + 2 * n**3 * (4 * rounds - 3) for n, m in sides)
+    return sum(18 * n**3 + (4 * n * n * m if n < m else 0) for n, m in sides)
 
 with torch.device("meta"): sizes = {d: GPT(config_for(d, V, t, head_dim=h)) for d, V, t, h in ((4, 1024, 256, 64), (8, 1024, 256, 64), (20, 65536, 2048, 128), (32, 65536, 2048, 128))}
 for d, tokens in ((4, 4096), (8, 4096), (20, 2**19), (32, 2**19)):
     training = sizes[d].flops_per_token() * tokens
     print(f"d{d}, {tokens:,} tokens a step: Newton-Schulz {ns_flops(sizes[d]):.1e} operations, training {training:.1e}: {ns_flops(sizes[d]) / training:.1%} more")
-assert ns_flops(sizes[20]) == 20 * (4 * 22 + 2 * 34) * 1280**3 and ns_flops(sizes[20]) / (sizes[20].flops_per_token() * 2**19) < 0.01
+assert ns_flops(sizes[20]) == 20 * (4 * 18 + 2 * 34) * 1280**3 and ns_flops(sizes[20]) / (sizes[20].flops_per_token() * 2**19) < 0.01
 
 from torch.utils.flop_counter import FlopCounterMode
 
-with FlopCounterMode(display=False) as counter: newton_schulz(torch.randn(1, 32, 128))
-print(f"counted by PyTorch while it ran, 32 by 128: {counter.get_total_flops():,}; the formula says {4 * 32 * 32 * 128 + 18 * 32**3:,}")
-assert counter.get_total_flops() == 4 * 32 * 32 * 128 + 18 * 32**3
+for n, m, formula in ((32, 128, 4 * 32 * 32 * 128 + 18 * 32**3), (32, 32, 18 * 32**3)):
+    with FlopCounterMode(display=False) as counter: newton_schulz(torch.randn(1, n, m))
+    print(f"{n} by {m}: the formula says {formula:,}, and PyTorch counted {counter.get_total_flops():,} while it ran")
+    assert counter.get_total_flops() == formula
 
 # %% [markdown]
-# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. On a laptop at depth 4 it is a tenth of the arithmetic, so there
+# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. On a laptop at depth 4 it is a tenth of the arithmetic, so there
 # it should run in bf16 where the machine can, batched, and on the smaller side, as ours does. The larger side would cost many times as much on the MLP's matrices. How long does the whole step take *here*?
 
 # %%
@@ -933,7 +963,7 @@ print(f"this machine, 2 layers, {ROWS * T} tokens a step: forward and backward {
 assert muon_s > 0
 
 # %% [markdown]
-# With 512 tokens a step the share is several times what it would be with 4,096; the formula told you so. On a machine with bf16 units a four-layer model with 4,096 tokens was measured at 31 ms for the whole optimizer of 199 ms a step (`benchmarks/RESULTS.md`).
+# With 512 tokens a step the share is several times what it would be with 4,096; the formula told you so. On a machine with bf16 units a four-layer model with 4,096 tokens was measured at 19 ms for clipping and the whole optimizer, of 156 ms a step (`benchmarks/RESULTS.md`).
 #
 # **Memory.** Muon keeps one number per weight where AdamW keeps two. For the 393 million block weights of the 20-layer model that saves 1.6 GB in fp32.
 #
@@ -941,9 +971,9 @@ assert muon_s > 0
 #
 # 1. A gradient matrix is dominated by a few directions. Under the spectral norm the steepest step keeps directions and sets all strengths to 1.
 # 2. Odd polynomials act on singular values alone. A few rounds of a steep one bring most of them near 1, with products only.
-# 3. Normalise each matrix by a bound of its own; follow $A = XX^\top$ and touch $X$ twice; work on the smaller side; stack equal shapes; bf16 will do.
+# 3. Normalise each matrix by a bound of its own; work on the smaller side; follow $A = XX^\top$ where $X$ is longer, but not for long; stack equal shapes; bf16 will do.
 # 4. Momentum first, then orthogonalise; the factor $\sqrt{\text{rows}/\text{cols}}$ for tall matrices; AdamW for embedding and head.
-# 5. It costs one to four times $n/B$ of a training step: free for large batches, not for small ones. Refinements are kept or dropped by measurement.
+# 5. It costs one and a half to three times $n/B$ of a training step: free for large batches, not for small ones. Refinements are kept or dropped by measurement.
 #
 # ## Quiz
 #
@@ -952,11 +982,11 @@ assert muon_s > 0
 # <details><summary>3. You store queries, keys and values as one (3C, C) matrix. Is Muon's step the same as for three (C, C) ones?</summary>No. Orthogonalised together, the three share 1.0 of strength per input direction; apart, each has its own. The shape factor differs, too. It is another optimizer.</details>
 # <details><summary>4. Why is the classic polynomial not used, though it converges to exactly 1?</summary>It multiplies small values by 1.5 a round; from 0.01 it would need about twelve rounds.</details>
 # <details><summary>5. A matrix has exactly zero gradient. What does the iteration return?</summary>Zero: $A$ is 0, and 0 divided by (0 + 1e-30) is 0. Without the small number it would be NaN.</details>
-# <details><summary>6. At 4,096 tokens a step, would you use Muon at depth 20?</summary>The iteration would cost about two thirds of the training's arithmetic (2.2 n/B over all matrices of a block, with n = 1280). Take larger batches, or fewer rounds, or AdamW.</details>
+# <details><summary>6. At 4,096 tokens a step, would you use Muon at depth 20?</summary>The iteration would cost about three fifths of the training's arithmetic (1.9 n/B over all matrices of a block, with n = 1280). Take larger batches, or fewer rounds, or AdamW.</details>
 #
 # ## Papers
 #
-# Jordan and others 2024, *Muon: an optimizer for hidden layers in neural networks* · Bernstein and Newhouse 2024, *Old optimizer, new norm* (steepest descent under norms) · Björck and Bowie 1971 and Higham 2008, *Functions of matrices* (the iteration) · Amsel and others 2025, *The Polar Express* · Li and others 2025, *NorMuon* · Chen and others 2025, *Cautious weight decay* · Liu and others 2025, *Muon is scalable for LLM training*.
+# Jordan and others 2024, *Muon: an optimizer for hidden layers in neural networks* · Bernstein and Newhouse 2024, *Old optimizer, new norm* (steepest descent under norms) · Björck and Bowie 1971 and Higham 2008, *Functions of matrices* (the iteration) · Delattre and others 2023, *Efficient bound of Lipschitz constant for convolutional layers by Gram iteration* (the tighter bound) · Zhang, Amsel, Chen and Dao 2026, *Gram Newton-Schulz* (following $A$, and starting anew) · Amsel and others 2025, *The Polar Express* · Li and others 2025, *NorMuon* · Chen and others 2025, *Cautious weight decay* · Liu and others 2025, *Muon is scalable for LLM training*.
 # The groups, rates and momentum schedule are those of Karpathy's nanochat.
 #
 # **Exercises:** `make start NN=04`. **Next:** `04a_tasks`.
