@@ -148,14 +148,17 @@ def make_optimizer(
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
     steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
+    ns_steps: int = 3,             # rounds of Newton-Schulz: five where they cost nothing
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
 
-    `UserError` for rates of zero or less."""
+    `UserError` for rates of zero or less, and for no rounds."""
+    if ns_steps < 1: raise UserError(f"{ns_steps} rounds of Newton-Schulz: there must be at least one")
     parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens) * horizon_scale(steps)
     wide = scale * width_scale(model.config.n_embd)
-    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
+    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "ns_dtype": _name(ns_dtype)}
     return MuonAdamW([
         ADAMW | {"params": parts["head"], "lr": head_lr * wide},
         ADAMW | {"params": parts["embedding"], "lr": embedding_lr * wide},

@@ -233,6 +233,12 @@ def test_there_is_one_adamw_only():
     assert muon.UPDATES["adamw"] is adamw_update_fused
 
 
+def test_the_number_of_rounds_can_be_chosen():
+    model = GPT(config_for(1, 64, 16, head_dim=32))
+    assert make_optimizer(model, ns_steps=5).param_groups[2]["ns_steps"] == 5
+    with pytest.raises(UserError, match="at least one"): make_optimizer(model, ns_steps=0)
+
+
 @pytest.mark.parametrize("make", [make_optimizer, make_adamw])
 @pytest.mark.parametrize("rate", ["matrix_lr", "embedding_lr", "head_lr", "lr_scale"])
 @pytest.mark.parametrize("value", [0.0, -0.02, float("nan")])

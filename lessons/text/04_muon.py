@@ -571,14 +571,17 @@ def make_optimizer(
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
     steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
+    ns_steps: int = 3,             # rounds of Newton-Schulz: five where they cost nothing
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
 
-    `UserError` for rates of zero or less."""
+    `UserError` for rates of zero or less, and for no rounds."""
+    if ns_steps < 1: raise UserError(f"{ns_steps} rounds of Newton-Schulz: there must be at least one")
     parts, scale = model.parts(), lr_scale * batch_scale(batch_tokens) * horizon_scale(steps)
     wide = scale * width_scale(model.config.n_embd)
-    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay, "ns_dtype": _name(ns_dtype)}
+    muon = {"lr": matrix_lr * scale, "weight_decay": weight_decay,
+            "ns_steps": ns_steps, "ns_dtype": _name(ns_dtype)}
     return MuonAdamW([
         ADAMW | {"params": parts["head"], "lr": head_lr * wide},
         ADAMW | {"params": parts["embedding"], "lr": embedding_lr * wide},
@@ -913,7 +916,7 @@ assert rounds["from that of A"][3] < rounds["as it is"][0] + 0.3
 #
 # **Then why three?** Because a hundred steps of two layers are one thing. On the four-layer model and in 652 steps, which is what you wait for, three rounds from the norm of $A$ ended at 0.476 bits per byte and five from the norm of $X$ at 0.480 (one seed; seeds differ by 0.011): no difference. Early on, when one direction towers over the rest, two further rounds bring more of them up, and a short race sees nothing but early on. On the smallest model, two layers of 128, something of the difference remains in long runs: with three seeds of 1,400 steps five rounds were ahead by 8%, ahead by 1%, and behind by half a percent.
 #
-# So the package makes three, for less than half the price, and spends what that saves on more steps. `ns_steps` of `MUON` is the dial, if you see it differently. **A number that a short race suggests is a number for short runs**: you met this with the rate, and here it is again.
+# So the package makes three, for less than half the price, and spends what that saves on more steps. `ns_steps` of `make_optimizer` is the dial, if you see it differently. **A number that a short race suggests is a number for short runs**: you met this with the rate, and here it is again.
 #
 # ## At scale: what it costs
 #
@@ -940,7 +943,7 @@ for n, m, formula in ((32, 128, 4 * 32 * 32 * 128 + 18 * 32**3), (32, 32, 18 * 3
     assert counter.get_total_flops() == formula
 
 # %% [markdown]
-# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. On a laptop at depth 4 it is a tenth of the arithmetic, so there
+# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. Five rounds are free there, too, and they are what large models were trained with, so `make_optimizer(model, ns_steps=5)` is the careful choice. On a laptop at depth 4 it is a tenth of the arithmetic, so there
 # it should run in bf16 where the machine can, batched, and on the smaller side, as ours does. The larger side would cost many times as much on the MLP's matrices. How long does the whole step take *here*?
 
 # %%
