@@ -692,7 +692,7 @@ print(f"a step of Muon takes {ratio:.2f} times as long here: {STEPS} steps of Mu
 assert longer < best["AdamW"][0] + 0.3
 
 # %% [markdown]
-# In the time of Muon's 100 steps AdamW makes nearly 130, and comes nearer: in two runs of this cell it was still 0.05 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high.
+# In the time of Muon's 100 steps AdamW makes nearly 130, and comes nearer: in two runs of this cell it was still 0.05 and 0.06 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high.
 #
 # ### The long race
 #
@@ -722,7 +722,7 @@ figure(fig, caption="Left: AdamW's sweep, 180 seconds each, one seed. Right: the
        alt="Left: three lines over the matrix rates 0.0015, 0.003 and 0.006. The lowest place is 0.003 with an embedding rate of 0.2, at 0.447; at 0.006 all lie above 0.58. Right: for 30 seconds the three curves fall together, then AdamW's stays above both of Muon's. Muon's of 108 seconds falls fastest and ends near 0.9; that of 180 seconds ends lowest, a little below AdamW's.")
 
 # %% [markdown]
-# For the same 180 seconds Muon wins with every seed, by 0.04 in the mean, and two fifths of what AdamW left above the entropy are gone. It is also the steadier one: three seeds within 0.003, where AdamW's lie 0.05 apart. **With three fifths of the time it comes near, and is not there**: 0.478 and 0.469 in the mean, and no seed of Muon reaches AdamW's best. Twice as many steps are more than the better direction makes up for.
+# For the same 180 seconds Muon wins with every seed, by 0.02 and more, and more than two fifths of what AdamW left above the entropy are gone. It is also the steadier one: three seeds within 0.005, where AdamW's lie 0.05 apart. **With three fifths of the time it comes near, and is not there**: 0.472 and 0.469 in the mean, and no seed of Muon reaches AdamW's best. Nearly twice as many steps are more than the better direction makes up for.
 #
 # Look at *which* of AdamW's runs is its best: seed 0, the one on which its rates were chosen. Who is picked on a seed looks best on that seed. So ask of every such claim: equal steps, equal seconds or a head start, whose rates were tuned, and on which seeds?
 #

@@ -346,7 +346,7 @@ figure(fig, caption="What a reply to a multiple-choice question gets right, whil
        alt="Three curves over the steps of midtraining: the share of replies that name an option, of those with the letter of that option, and of right letters.")
 
 # %% [markdown]
-# In the stored run 23 of 100 replies name an option after 500 steps of this small model, 4 with its letter, and the right letter is where guessing is: it is still learning manners.
+# In the stored run 25 of 100 replies name an option after 500 steps of this small model, 12 with its letter, and the right letter is where guessing is: it is still learning manners.
 #
 # Read the curves from top to bottom. What is missing from the first is manners; what is lost between the first and the second is lost in looking up the letter; what is lost between
 # the second and the third is lost in knowing the answer. A report that only said "so many right" would have hidden which of them to mend. The course's own laptop model was mended
