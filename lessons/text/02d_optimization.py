@@ -216,9 +216,9 @@ def with_gradient(
     params,                    # parameters of one group
     allowed: Tensor | None,    # 0-d bool on the device; where False, the gradients are emptied
 ) -> tuple[list, list[Tensor]]:  # (parameters that have a gradient, those gradients in fp32)
-    "The parameters that will move. Empties forbidden gradients without asking the device."
+    "The parameters that will move. Empties forbidden gradients without waiting for the device."
     params = [p for p in params if p.grad is not None]
-    if allowed is not None:
+    if allowed is not None and not (allowed.is_cpu and allowed):     # a CPU may be asked: it never waits
         forbidden = ~allowed
         for p in params: p.grad.masked_fill_(forbidden, 0.0)
     return params, [p.grad.float() for p in params]        # no copy where they are fp32 already
