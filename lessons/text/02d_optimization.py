@@ -661,7 +661,7 @@ for steps in (50, 122, 250, 1400): print(f"{steps:,} steps: all rates times {hor
 assert horizon_scale(math.inf) == horizon_scale(1400) == 1 and horizon_scale(1) == 4
 
 # %% [markdown]
-# How good are they? These are rules, not laws. `benchmarks/lr_rule.py` asks the question properly: batches of 4,096 and 65,536 tokens (732 and 122 steps), several depths, and five rates a factor 1.5 apart around what the rules say, with Muon for the matrices (lesson 04; the rules are the same). The rule and the best of its row then run with three seeds. That takes hours, so here is what was stored. **Predict:** how much better is the best of five rates than a rule that nobody tuned for the model at hand?
+# How good are they? These are rules, not laws. `benchmarks/lr_rule.py` asks the question properly: batches of 4,096 and 65,536 tokens (732 and 122 steps), several depths, and five rates a factor 1.5 apart around what the rules say, with Muon for the matrices (lesson 04, with five rounds where it now makes three; the rules are the same). The rule and the best of its row then run with three seeds. That takes hours, so here is what was stored. **Predict:** how much better is the best of five rates than a rule that nobody tuned for the model at hand?
 
 # %%
 import re
