@@ -241,15 +241,14 @@ assert not ns_loop(M).isfinite().all() and ns_loop(M / M.norm()).isfinite().all(
 # %% [markdown]
 # So divide first. The largest singular value would be exact but unknown. The Frobenius norm, the root of the sum of all squares, is cheap, and it is the root of $\sum s_i^2$, so never less than the largest $s_i$. Published nanochat divides by it and makes five rounds.
 #
-# **Twice, not ten times.** Write a round as $X \leftarrow P X$ with $P = a + bA + cA^2$ and $A = XX^\top$. The next round wants the new $A$, and that is $(PX)(PX)^\top = P A P$: the old one tells it, without $X$. So follow $A$ alone, collect the product $Q$ of all $P$, and touch $X$ twice: to make the first $A$, and at the end, $QX$. For the MLP's matrices, whose other side is four times as long, that saves nearly half of the work. For a square one it saves nothing: there $A$ is as large as $X$, and making it anew is one product where $PAP$ is two. (Zhang and others 2026.)
+# **Twice, not ten times.** Write a round as $X \leftarrow P X$ with $P = a + bA + cA^2$ and $A = XX^\top$. The next round wants the new $A$, and that is $(PX)(PX)^\top = P A P$: the old one tells it, without $X$. So follow $A$ alone, collect the product $Q$ of all $P$, and touch $X$ twice: to make the first $A$, and at the end, $QX$. For the MLP's matrices, whose other side is four times as long, that saves more than a third of the work of three rounds. For a square one it saves nothing: there $A$ is as large as $X$, and making it anew is one product where $PAP$ is two. (Zhang and others 2026.)
 #
 # **Trap: following too far.** In bf16 the followed $A$ is not quite $XX^\top$. What is off by a little grows up to $3.4445^2 \approx 12$ times a round, as the small values of $A$ do, and it may be negative, which no $XX^\top$ ever is. **Predict** for how many rounds that goes well, on a matrix with some soft directions.
 
 # %%
 def ns_follow(X: Tensor, rounds: int) -> Tensor:
-    "A wide matrix: A = X X' is followed from the first round to the last."
+    "Version 2 that follows A = X X' from the first round to the last."
     I = torch.eye(len(X), dtype=X.dtype)
-    X = X / (X @ X.T).norm().sqrt()
     A, Q = X @ X.T, I
     for _ in range(rounds):
         P = 3.4445 * I - 4.7750 * A + 2.0315 * A @ A
@@ -259,11 +258,11 @@ def ns_follow(X: Tensor, rounds: int) -> Tensor:
 U, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
 V, _ = torch.linalg.qr(torch.randn(256, 64, generator=torch.Generator().manual_seed(1)))
 soft = (U * torch.logspace(0, -2, 64)) @ V.T                                 # singular values from 1 to 0.01
+soft /= soft.norm()
 print("rounds   wrong in bf16, as a share of the length: A followed / A made anew each round")
 for rounds in range(1, 8):
-    right = ns_loop(soft / (soft @ soft.T).norm().sqrt(), rounds)
-    off = [((X.float() - right).norm() / right.norm()).item()
-           for X in (ns_follow(soft.bfloat16(), rounds), ns_loop((soft / (soft @ soft.T).norm().sqrt()).bfloat16(), rounds))]
+    right = ns_loop(soft, rounds)
+    off = [((f(soft.bfloat16(), rounds).float() - right).norm() / right.norm()).item() for f in (ns_follow, ns_loop)]
     print(f"{rounds:6d}   {off[0]:10.2g}   {off[1]:10.2g}")
     assert off[1] < 0.2 and (rounds > 3 or off[0] < 0.2) and (rounds < 7 or not off[0] < 100)
 
@@ -692,7 +691,7 @@ print(f"a step of Muon takes {ratio:.2f} times as long here: {STEPS} steps of Mu
 assert longer < best["AdamW"][0] + 0.3
 
 # %% [markdown]
-# In the time of Muon's 100 steps AdamW makes nearly 130, and comes nearer: in two runs of this cell it was still 0.05 and 0.06 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high.
+# In the time of Muon's 100 steps AdamW makes more than 120, and comes nearer: in three runs of this cell it was still 0.05 to 0.06 above. So the step that costs more wins here by the clock, too, though the batch is tiny and the price high.
 #
 # ### The long race
 #
@@ -924,10 +923,13 @@ assert rounds["from that of A"][3] < rounds["as it is"][0] + 0.3
 # Training on a batch of $B$ tokens costs $6nmB$ for the same matrix. For a square one the ratio is $18n^3/6n^2B = 3\,n/B$. **Derive** the ratio for the MLP's matrices, $m = 4n$, before you look.
 
 # %%
+def matrix_flops(n: int, m: int) -> int:
+    "Operations of three rounds of Newton-Schulz for an n by m matrix, n at most m."
+    return 18 * n**3 + (4 * n * n * m if n < m else 0)
+
 def ns_flops(model) -> int:
-    "Operations of three rounds of Newton-Schulz for all matrices in the blocks."
-    sides = [sorted(p.shape) for p in model.parts()["matrices"]]
-    return sum(18 * n**3 + (4 * n * n * m if n < m else 0) for n, m in sides)
+    "The same for all matrices in the blocks."
+    return sum(matrix_flops(*sorted(p.shape)) for p in model.parts()["matrices"])
 
 with torch.device("meta"): sizes = {d: GPT(config_for(d, V, t, head_dim=h)) for d, V, t, h in ((4, 1024, 256, 64), (8, 1024, 256, 64), (20, 65536, 2048, 128), (32, 65536, 2048, 128))}
 for d, tokens in ((4, 4096), (8, 4096), (20, 2**19), (32, 2**19)):
@@ -937,10 +939,10 @@ assert ns_flops(sizes[20]) == 20 * (4 * 18 + 2 * 34) * 1280**3 and ns_flops(size
 
 from torch.utils.flop_counter import FlopCounterMode
 
-for n, m, formula in ((32, 128, 4 * 32 * 32 * 128 + 18 * 32**3), (32, 32, 18 * 32**3)):
+for n, m in ((32, 128), (32, 32)):
     with FlopCounterMode(display=False) as counter: newton_schulz(torch.randn(1, n, m))
-    print(f"{n} by {m}: the formula says {formula:,}, and PyTorch counted {counter.get_total_flops():,} while it ran")
-    assert counter.get_total_flops() == formula
+    print(f"{n} by {m}: the formula says {matrix_flops(n, m):,}, and PyTorch counted {counter.get_total_flops():,} while it ran")
+    assert counter.get_total_flops() == matrix_flops(n, m)
 
 # %% [markdown]
 # ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. Five rounds are free there, too, and they are what large models were trained with, so `make_optimizer(model, ns_steps=5)` is the careful choice. On a laptop at depth 4 it is a tenth of the arithmetic, so there
