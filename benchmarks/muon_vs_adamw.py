@@ -161,8 +161,9 @@ def main(argv=None) -> None:
     adamw = lambda matrix, embedding: partial(make_adamw, matrix_lr=matrix, embedding_lr=embedding)
     best, swept = grid(results, lambda m, e: run(a, w, adamw(m, e), steps["AdamW"]), [[0.0015, 0.003, 0.006], [0.1, 0.2, 0.4]])
     if a.part == "sweep": return print(json.dumps({"best": best}))
-    rules = {"Muon": partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len), "AdamW": adamw(*best)}
-    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[rule], steps[name], s))["bpb"]
+    rules = {"Muon": lambda n: partial(make_optimizer, ns_dtype=a.dtype, batch_tokens=a.rows * a.seq_len, steps=n),
+             "AdamW": lambda n: adamw(*best)}
+    ends = {name: [results.get(f"race {name} seed {s}", lambda: run(a, w, rules[rule](steps[name]), steps[name], s))["bpb"]
                    for s in range(a.seeds)] for name, (rule, _) in RACES.items()}
     results.data["summary"] = {"steps": steps, "step_seconds": times, "adamw_best": dict(zip(("matrix", "embedding"), best)),
                                "sweep": [[*place, None if math.isinf(end) else end] for place, end in swept.items()],

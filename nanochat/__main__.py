@@ -556,9 +556,8 @@ def write_facts(course: Course, note: str = "") -> None:
 
 # %% ../lessons/12_capstone.ipynb #92894a06
 def redo(run: Run, stage: str) -> None:
-    "Delete a stage and all that was built on it."
-    from shutil import rmtree
-    for name in STAGES[STAGES.index(stage):]: rmtree(run.path / name, ignore_errors=True)
+    "Delete a stage and all that was built on it, the last one first."
+    for name in reversed(STAGES[STAGES.index(stage):]): run.stage(name, {}).reset()
 
 
 def is_finished(run: Run) -> bool:

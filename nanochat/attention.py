@@ -87,9 +87,11 @@ def attend_sdpa(
     q: Tensor,                   # (B, H, T, D)
     k: Tensor,                   # (B, G, S, D)
     v: Tensor,                   # (B, G, S, D)
-    mask: Tensor | None = None,  # as in `attend`
+    mask: Tensor | None = None,  # bool, broadcasts to (B, H, T, S); None: causal, and S = T
 ) -> Tensor:                     # (B, H, T, D)
-    "The same as `attend`, by torch's fused kernel: the (T, S) scores are never stored."
+    """The same as `attend`, by torch's fused kernel: the (T, S) scores are never stored.
+
+    `ValueError` if S differs from T without a mask."""
     if mask is None: _square(q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                           enable_gqa=q.shape[1] != k.shape[1])
@@ -147,7 +149,7 @@ def attend_normed(
 
     Subtracts their bound instead of the maximum, leaves out a quarter of all pairs, and has its own
     gradient (Dao et al. 2022, appendix B). Shared keys are copied. With a mask, and in float16, whose
-    range is too small for this, it is `attend`."""
+    range is too small for this, it is `attend`; `ValueError` as there."""
     if mask is not None or v.dtype == torch.float16: return attend(q, k, v, mask)
     _square(q.shape[2], k.shape[2])
     share = q.shape[1] // k.shape[1]

@@ -244,10 +244,10 @@ def places(self: GPT,
 def init_weights(self: GPT,
     seed: int = 0,  # same seed, same weights (on the same kind of device)
 ) -> None:
-    """Give every weight its first value: scaled normal; zero for what writes to the stream.
+    """Give every weight its first value: scaled normal; zero for head and what writes to the stream.
 
-    Does nothing on the meta device. Rotary tables are (re)built here too, because a model that was
-    constructed on meta has none."""
+    Rotary tables are (re)built too. On the meta device nothing has values: call it again after
+    `to_empty`."""
     device = self.device
     self.cos, self.sin = rotary_tables(self.config.max_len, self.config.head_dim, device=device)
     if device.type == "meta": return
@@ -283,8 +283,8 @@ def num_params(self: GPT) -> dict[str, int]:
 def flops_per_token(self: GPT) -> int:
     """Floating-point operations of forward and backward for one training token.
 
-    6 for each weight that multiplies (not the embedding, which is a look-up) and 12 C for each
-    key a layer can see (PaLM, Chowdhery et al. 2022, appendix B)."""
+    6 for each weight that multiplies (not the embedding, which is a look-up) and, in each layer,
+    12 C for each of T keys or of its window (PaLM, Chowdhery et al. 2022, appendix B)."""
     count, T = self.num_params(), self.config.seq_len
     keys = sum(T if w is None else min(w, T) for w in self.config.windows())
     return 6 * (count["total"] - count["embedding"]) + 12 * self.config.n_embd * keys

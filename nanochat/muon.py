@@ -28,10 +28,11 @@ def _factor(A: Tensor) -> Tensor:
 def newton_schulz(
     G: Tensor,       # (..., rows, cols); the products run in its dtype
     steps: int = 3,  # iterations, at least 1
-) -> Tensor:         # (..., rows, cols), singular values at most about 1.2, most of them above 0.5
+) -> Tensor:         # (..., rows, cols), singular values at most about 1.2
     """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
-    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one), a
+    Small ones grow 3.4445 times a step: three steps lift above 0.5 what began above 1/80 of the
+    bound. Starts from the norm of A = X X' (or X' X, the smaller one), a
     tighter bound than that of X; where X is longer than A, follows A alone for three steps, since its
     errors grow. (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)

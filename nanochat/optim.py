@@ -127,8 +127,9 @@ def schedule(
 
     `UserError` for shares that do not fit into one run."""
     if min(warmup, warmdown, final) < 0 or warmup + warmdown > 1 + 1e-9 or final > 1:
-        raise UserError(f"warm-up {warmup}, warm-down {warmdown} and final rate {final} are shares "
-                        "of a run: none below 0, the first two together at most 1")
+        raise UserError(f"warm-up {warmup} and warm-down {warmdown} are shares of a run, final {final} "
+                        "is one of the full rate: none below 0, the first two together at most 1, "
+                        "final at most 1")
     up, down = round(warmup * steps), round(warmdown * steps)
     if step < up: return (step + 1) / up
     if step <= steps - down: return 1.0

@@ -256,7 +256,7 @@ def _counted(steps: Iterable[Step], log: Callable[[dict], None], done: dict) -> 
     "Count tokens and seconds and log each record; inside the checkpoints, so that none is lost."
     for record in steps:
         done["step"] = record.step
-        done["tokens"] += record.tokens
+        done["tokens"] += record.tokens * ranks()[2]     # of all; a resumed run may have more ranks
         done["seconds"] += record.seconds
         log(asdict(record))
         yield record
@@ -384,8 +384,8 @@ def fit(
     results = evaluate(model, evaluators)
     eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
-    return {**_spent(done), "steps": steps, "tokens": done["tokens"] * ranks()[2], "skills": skills,
-            "eval_seconds": eval_seconds, "loss": record and record.loss, "evals": results}
+    return {**_spent(done), "steps": steps, "skills": skills, "eval_seconds": eval_seconds,
+            "loss": record and record.loss, "evals": results}
 
 # %% ../lessons/03_pretraining.ipynb #b0cbbe62
 def saved_bytes(
@@ -417,7 +417,9 @@ def free_bytes(
         free = int(lines["MemAvailable"].split()[0]) * 1024
     limit = group / "memory.max"
     if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])   # page cache
+        free = min(free, int(limit.read_text()) - used)
     return free
 
 # %% ../lessons/03_pretraining.ipynb #acb26802

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,34 @@ def test_keep_and_saving_one_step_twice(tmp_path):
     c.save_checkpoint(tmp_path, 10, model=other, keep=3)
     assert torch.equal(c.load_weights(tmp_path)["model"]["0.weight"], other[0].weight)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000002", "step_000009", "step_000010"]
+
+
+def test_the_one_just_written_stays(tmp_path):
+    for step in (10, 15): c.save_checkpoint(tmp_path, step, model={"w": torch.ones(1)}, keep=2)
+    path = c.save_checkpoint(tmp_path, 5, model={"w": torch.ones(1)}, keep=2)         # went on from an older one
+    assert path.is_dir() and c.steps_in(tmp_path) == [5, 10, 15]
+    with pytest.raises(UserError, match="keep is 0"): c.save_checkpoint(tmp_path, 20, model={"w": torch.ones(1)}, keep=0)
+    assert c.steps_in(tmp_path) == [5, 10, 15]
+
+
+def test_a_kill_while_old_files_go_leaves_no_torn_folder(tmp_path, monkeypatch):
+    "Whenever files are deleted, no folder with a good name may be among them."
+    c.save_checkpoint(tmp_path, 1, model={"w": torch.zeros(1)})
+    stage = c.Run("a", tmp_path).stage("base", {}, None, "")
+    stage.start()
+    stage.finish({})
+    real, gone = c.shutil.rmtree, []
+    def killed(path, **options):
+        if Path(path).exists():
+            gone.append(Path(path).name)
+            raise KeyboardInterrupt
+        real(path, **options)
+    monkeypatch.setattr(c.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt): c.save_checkpoint(tmp_path, 1, model={"w": torch.ones(1)})
+    assert c.load_weights(tmp_path)["model"]["w"] == 1                                # the new one has its name
+    with pytest.raises(KeyboardInterrupt): stage.reset()
+    assert stage.status() == "new" and c.Run("a", tmp_path).stages() == [] and c.list_runs(tmp_path) == []
+    assert gone and all(name.startswith(".") for name in gone)
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
@@ -385,6 +414,7 @@ def test_runs_are_found_newest_first(tmp_path, monkeypatch):
             stage.finish({})
             os.utime(stage.path / "metrics.json", (i, i))
     (tmp_path / "data").mkdir()
+    for stray in ("new (copy)", ".trash"): shutil.copytree(tmp_path / "new", tmp_path / stray)     # not our names: passed over
     assert [r.name for r in c.list_runs(tmp_path)] == ["partial", "new", "old"]
     assert c.newest_finished("sft", tmp_path).name == "new" and c.newest_finished("rl", tmp_path) is None
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))

@@ -114,6 +114,17 @@ def test_forced_tokens_are_free_marked_and_read_by_the_model(model):
     assert got.tokens[3] == next_one
 
 
+def test_draws_keep_their_digits_in_bf16(monkeypatch, model):
+    "Rounded to bf16, one draw in 512 would become 1 and take the last token."
+    from nanochat import sample
+    seen = []
+    monkeypatch.setattr(sample, "pick", lambda logits, u, *rest: (seen.append(u), pick(logits, u, *rest))[1])
+    monkeypatch.setattr(model, "compute_dtype", torch.bfloat16)
+    make_sampler(model, stop=[])([[1]] * 300, max_new_tokens=1, seed=3)
+    wanted = Rows([[1]] * 300, frozenset(), 1, seed=3).uniforms(list(range(300)))
+    torch.testing.assert_close(seen[0].double(), wanted, rtol=0, atol=1e-7)
+
+
 def test_forced_tokens_use_no_luck(model):
     "The k-th sampled token draws the k-th number, forced tokens or not."
     rows = Rows([[1]], frozenset(), 3, seed=4, tool=lambda row: [9, 9] if len(row) == 2 else None)

@@ -276,7 +276,8 @@ def test_rows_that_fit_counts_on_a_cpu_and_says_when_nothing_fits(monkeypatch):
 
 def test_a_container_limits_what_is_free(monkeypatch, tmp_path):
     real, made = t.Path, {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4000 kB\n", "/sys/fs/cgroup/memory.max": "3000000\n",
-                          "/sys/fs/cgroup/memory.current": "1000000\n"}
+                          "/sys/fs/cgroup/memory.current": "2500000\n",          # of it 1.5 MB page cache, which can be had
+                          "/sys/fs/cgroup/memory.stat": "anon 900000\ninactive_file 1500000\n"}
     for name, text in made.items():
         (tmp_path / name[1:]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name[1:]).write_text(text)
@@ -284,6 +285,14 @@ def test_a_container_limits_what_is_free(monkeypatch, tmp_path):
     assert t.free_bytes(torch.device("cpu")) == 2_000_000
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert t.free_bytes(torch.device("cpu")) == 4000 * 1024
+
+
+def test_tokens_are_those_of_all_ranks_of_their_time(monkeypatch):
+    done = {"tokens": 0, "seconds": 0.0}
+    for world, steps in ((1, range(1, 4)), (2, range(4, 6))):             # went on with twice as many processes
+        monkeypatch.setattr(t, "ranks", lambda: (0, 0, world))
+        for _ in t._counted((t.Step(i, 2.0, i, 1.0, 10, 0.1, 0.5) for i in steps), lambda record: None, done): pass
+    assert done["tokens"] == 3 * 10 + 2 * 2 * 10
 
 
 def test_saved_bytes_by_hand():

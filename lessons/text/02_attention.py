@@ -297,7 +297,7 @@ print("not at all:", [round(float(z), 4) for z in a[:3]], "and", [round(float(z)
 
 
 # %% [markdown]
-# A sum does not know the order of its terms. To this attention, "Mia pushed Tom" and "Tom pushed Mia" are the same, and a riddle cannot be solved: *what stood behind it* has no meaning.
+# A sum does not know the order of its terms. To the last word of "Mia pushed Tom today" and of "Tom pushed Mia today" they are the same, and *what stood behind it* has no meaning, so a riddle cannot be solved.
 #
 # **Rotary embedding** (RoPE, Su and others 2021) mends that with a clock hand. Take a query and a key of just two numbers, seen as arrows in the plane. Turn the arrow of position $m$ by $m$ times a fixed angle, then take the dot product as before. A dot product of two arrows depends on their lengths and
 # on the angle *between* them. If both arrows are turned by one more step, that angle does not change. So the score depends on how far apart the two are, and not on where.
@@ -322,7 +322,7 @@ for m, n in ((2, 1), (7, 6), (100, 99), (3, 1)):
 
 # %% [markdown]
 # Distance 1 gives -0.800 wherever it is, distance 2 gives -0.600. But one hand with a quarter turn takes distance 5 for distance 1. The way out is that of a clock: several hands, from fast to slow. A head of size $D$ has $D/2$ pairs of numbers; pair $i$ turns by $\theta_i = \text{base}^{-2i/D}$ radians a
-# token, from 1 radian down to about 1/base. Cosines and sines are tabulated once.
+# token, from 1 radian down to $\text{base}^{2/D}/\text{base}$, close to 1/base where the head is large. Cosines and sines are tabulated once.
 
 # %%
 #| export
@@ -350,11 +350,11 @@ ax.set(xlabel="position (tokens)", ylabel="pair")
 fig.colorbar(image, label="cosine")
 figure(fig, caption="The hands of the clock: cosine of the angle, for the 32 pairs of a head of 64, fast ones on top.",
        alt="A heat map with 256 columns and 32 rows. In the top row the colour changes every few columns; the stripes get wider from "
-           "row to row, and in the lower half of the rows there is only one colour.")
+           "row to row, and in the lowest third of the rows there is almost only one colour.")
 
 
 # %% [markdown]
-# The upper hands tell neighbours apart. The lower half has hardly moved after 256 tokens: there a head can ask for *content*, wherever it stands.
+# The upper hands tell neighbours apart. The lowest third has hardly moved after 256 tokens: there a head can ask for *content*, wherever it stands.
 #
 # Which two numbers form a pair is a convention. Ours, nanochat's and that of `transformers` takes one from each half of the vector, (x[i], x[i + D/2]), because cutting a vector in halves is cheaper than picking every other number.
 
@@ -413,7 +413,7 @@ assert len(positions.unique()) < 700
 #
 # ## Keep the scores in bounds: QK norm
 #
-# Dividing by $\sqrt D$ tames scores at the start. But nothing stops training from making queries and keys longer until softmax saturates after all. The cure (Henry and others 2020) is to bring each of them to a root mean square of 1. Then its length is $\sqrt D$, and a score divided by $\sqrt D$ lies between $-\sqrt D$ and $\sqrt D$, whatever training does.
+# Dividing by $\sqrt D$ tames scores at the start. But nothing stops training from making queries and keys longer until softmax saturates after all. The cure is to normalise both. Henry and others (2020) bring them to length 1 and learn a factor for the scores; nanochat, and we, bring each to a root mean square of 1 and keep the division. Then its length is $\sqrt D$, and a score divided by $\sqrt D$ lies between $-\sqrt D$ and $\sqrt D$, whatever training does.
 # Zhang and Sennrich 2019 call the function **RMSNorm**; it also normalises the rest of the model in the next lesson. Ours has no weights.
 
 # %%
@@ -517,9 +517,11 @@ def attend_sdpa(
     q: Tensor,                   # (B, H, T, D)
     k: Tensor,                   # (B, G, S, D)
     v: Tensor,                   # (B, G, S, D)
-    mask: Tensor | None = None,  # as in `attend`
+    mask: Tensor | None = None,  # bool, broadcasts to (B, H, T, S); None: causal, and S = T
 ) -> Tensor:                     # (B, H, T, D)
-    "The same as `attend`, by torch's fused kernel: the (T, S) scores are never stored."
+    """The same as `attend`, by torch's fused kernel: the (T, S) scores are never stored.
+
+    `ValueError` if S differs from T without a mask."""
     if mask is None: _square(q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                           enable_gqa=q.shape[1] != k.shape[1])
@@ -603,7 +605,7 @@ def attend_normed(
 
     Subtracts their bound instead of the maximum, leaves out a quarter of all pairs, and has its own
     gradient (Dao et al. 2022, appendix B). Shared keys are copied. With a mask, and in float16, whose
-    range is too small for this, it is `attend`."""
+    range is too small for this, it is `attend`; `ValueError` as there."""
     if mask is not None or v.dtype == torch.float16: return attend(q, k, v, mask)
     _square(q.shape[2], k.shape[2])
     share = q.shape[1] // k.shape[1]
@@ -711,7 +713,7 @@ else: raise AssertionError("one query and nine keys need a mask")
 # %% [markdown]
 # ## The layer
 #
-# First the linear maps. Training adds changes to the weights that are far smaller than a bf16 number can hold, so weights stay fp32. Matrix products are several times faster in bf16 where the machine has units for it. So a layer casts a *copy* of its weight to whatever dtype its input has. There is no hidden switch: what goes in decides.
+# First the linear maps. Training adds changes that are often smaller than the gap between a weight and the next bf16 number; the sum would be rounded back to the old weight. So weights stay fp32. Matrix products are several times faster in bf16 where the machine has units for it. So a layer casts a *copy* of its weight to whatever dtype its input has. There is no hidden switch: what goes in decides.
 
 # %%
 #| export
@@ -960,7 +962,7 @@ for ax, weights, title in zip(axes, (first, second), ("first layer", "second lay
 axes[0].set_ylabel("letter that asks")
 figure(fig, caption="Where each letter of a riddle looks, in both layers. Each row sums to 1.",
        alt="Two maps of 33 by 33 letters. First layer: a dark line just below the diagonal, each letter looks at the one or two before it. Second layer: "
-           "scattered in the first 18 rows; below them a dark line parallel to the diagonal, 17 places back, on the letter that comes next.")
+           "scattered in the first 18 rows; below them a dark line parallel to the diagonal, 16 places back, on the letter that comes next.")
 
 # %% [markdown]
 # **First layer:** a line just below the diagonal. Each letter looks at the one *before* it, and adds to its own vector a note: "before me stood a k". **Second layer:** nothing much while the word is new; then a second line, far from the diagonal. Take the `o` of the second run, the one behind the second `k`. Its query says: *who has a note that an o stood before it?* The
@@ -1083,7 +1085,7 @@ assert bold.sum() > 500 and (guess == rows[:, 1:])[bold].float().mean() < 0.15
 #
 # ## At scale
 #
-# The \$100 model has 20 layers of width 1,280, 10 heads of 128, and a context of 2,048. For one token a layer spends $8C^2$ operations on its four maps and $4CT$ on scores and weighted sum (half of them wasted on the future, unless the kernel skips it). Training costs three times that: once forward, twice backward.
+# The \$100 model has 20 layers of width 1,280, 10 heads of 128, and a context of 2,048. For one token a layer spends $8C^2$ operations on its four maps and $4CT$ on scores and weighted sum (half of them wasted on the future, unless the kernel skips it). The MLP of the next lesson adds $16C^2$ a layer, and the head, once, $2VC$ for a vocabulary of $V$. Training costs three times that: once forward, twice backward.
 
 # %%
 L, C, H, T20, V = 20, 1280, 10, 2048, 65_536

@@ -627,7 +627,7 @@ print(f"an MLP adds {added:.2f}")
 assert abs(added - 1.5) < 0.15
 
 # %% [markdown]
-# So with such weights everywhere the stream after $l$ layers has variance $1 + 1.5\,l$ or more: at depth 20 the embedding is less than a thirtieth of the sum, and by $1/r$ above each later layer hears less from its gradient. Three answers are in use. GPT-2 divides the spread of the matrices that write by $\sqrt{2L}$. Many programs use 0.02 everywhere. Ours sets what writes to **zero**. Let us see all of them, and two careless ones: spread 1 everywhere, and the fan-in rule without any correction.
+# So with such weights everywhere the stream after $l$ layers has variance $1 + 1.5\,l$ or more: at depth 20 the embedding is less than a thirtieth of the sum, and by $1/r$ above each later layer hears less from its gradient. Three answers are in use. GPT-2 divides the spread of the matrices that write by $\sqrt{2L}$. Many programs use 0.02 everywhere. Ours sets what writes to **zero**, and the head too. Let us see all of them, and two careless ones: spread 1 everywhere, and the fan-in rule without any correction.
 
 # %%
 CONFIG = GPTConfig(vocab_size=256, seq_len=64, n_layer=12, n_head=2, n_kv_head=2, n_embd=128)
@@ -653,10 +653,10 @@ assert SCHEMES["writers and head 0"]("blocks.0.mlp.c_proj.weight", torch.zeros(1
 def init_weights(self: GPT,
     seed: int = 0,  # same seed, same weights (on the same kind of device)
 ) -> None:
-    """Give every weight its first value: scaled normal; zero for what writes to the stream.
+    """Give every weight its first value: scaled normal; zero for head and what writes to the stream.
 
-    Does nothing on the meta device. Rotary tables are (re)built here too, because a model that was
-    constructed on meta has none."""
+    Rotary tables are (re)built too. On the meta device nothing has values: call it again after
+    `to_empty`."""
     device = self.device
     self.cos, self.sin = rotary_tables(self.config.max_len, self.config.head_dim, device=device)
     if device.type == "meta": return
@@ -856,8 +856,8 @@ assert counts["total"] == 2 * 512 * 128 + 12 * 2 * 128**2 and counts["head"] == 
 def flops_per_token(self: GPT) -> int:
     """Floating-point operations of forward and backward for one training token.
 
-    6 for each weight that multiplies (not the embedding, which is a look-up) and 12 C for each
-    key a layer can see (PaLM, Chowdhery et al. 2022, appendix B)."""
+    6 for each weight that multiplies (not the embedding, which is a look-up) and, in each layer,
+    12 C for each of T keys or of its window (PaLM, Chowdhery et al. 2022, appendix B)."""
     count, T = self.num_params(), self.config.seq_len
     keys = sum(T if w is None else min(w, T) for w in self.config.windows())
     return 6 * (count["total"] - count["embedding"]) + 12 * self.config.n_embd * keys
@@ -1112,7 +1112,7 @@ for layer, loss in missed.items(): print(f"without layer {layer}: {loss:.2f}" if
 assert missed[None] <= min(missed.values()) + by_tier(0.2, 0)              # after a few steps a layer may still be in the way
 
 # %% [markdown]
-# The first, and by far: without it the loss is near that of the bare embedding. Each of the other three can go at the price of a few hundredths, which no stage of a chain would survive. They wrote into a sum, and the sum lacks one term (Veit and others 2016).
+# The first, and by far: without it the loss is worse than that of the bare embedding (the next cell prints it): the other three write corrections to a vector that is not there. Each of the other three can go at the price of a few hundredths, which no stage of a chain would survive. They wrote into a sum, and the sum lacks one term (Veit and others 2016).
 #
 # The head can also read the stream *early*. What would the model say after each layer? This is the **logit lens** (nostalgebraist 2020). **Predict** the other curve too: how large the stream is after each layer.
 
@@ -1127,11 +1127,11 @@ axes[0].plot(early_loss, "o-"); axes[1].plot(size, "s-")
 axes[0].set(title="loss, read early", xlabel="after layer", ylabel="nats", xticks=range(5))
 axes[1].set(title="size of the stream", xlabel="after layer", ylabel="root mean square", xticks=range(5), ylim=(0, None))
 figure(fig, caption="A trained model of four layers. Left: what the head makes of the stream after each layer. Right: how large the stream has become.",
-       alt="Left: the loss falls from 3.6 to 2.4 with the first layer, and to 2.3 with the other three. Right: the size of the stream jumps from 1 to 35 with the first layer and then stays.")
+       alt="Left: the loss falls from 3.8 to 2.5 with the first layer, and to 2.3 with the other three. Right: the size of the stream jumps from 1 to 34 with the first layer and then stays.")
 assert early_loss[-1] < early_loss[0] and size[-1] > size[0]
 
 # %% [markdown]
-# Both curves say the same. The first layer's MLP writes a vector 35 times as large as the embedding, since nothing bounds what ReLU² puts out; the others add to that what little they can, and by $1/r$ little gradient comes back to them. Adding makes depth *possible*. Whether it is *used* depends on the rate, the optimizer and the time (lessons 02d, 04 and 03).
+# Both curves say the same. The first layer makes the stream 34 times as large as the embedding, since nothing bounds what ReLU² puts out; the others add to that what little they can, and by $1/r$ little gradient comes back to them. Adding makes depth *possible*. Whether it is *used* depends on the rate, the optimizer and the time (lessons 02d, 04 and 03).
 #
 # ## At scale
 #
@@ -1163,7 +1163,7 @@ assert 2.5 < hours < 3.5
 # <details><summary>1. Your first loss is 11.9 at a vocabulary of 65,536. What do you look at?</summary>ln 65,536 is 11.09, so the model starts confidently wrong: the head is not zero, or a target is shifted. The difference of 0.8 fits logits with a variance of about 1.6.</details>
 # <details><summary>2. You double the width at the same depth. By what factor grow blocks, embedding, and operations a token?</summary>Blocks by 4, embedding and head by 2, operations by a little less than 4, since the head and the scores grow by 2 only.</details>
 # <details><summary>3. Why does nobody normalise the stream itself after each layer any more?</summary>The free way down would lead through every norm, which takes away the part along x and divides by r. Reading normalised copies leaves it open.</details>
-# <details><summary>4. All targets of a batch are -1. What must the loss be, and its gradient?</summary>Both 0. A mean over nothing is 0/0 and spoils every weight.</details>
+# <details><summary>4. All targets of a batch are -1. What must the loss be, and its gradient?</summary>Both 0. A mean over nothing is 0/0: PyTorch's own spoils every average that the loss goes into, one written with a mask spoils every weight.</details>
 # <details><summary>5. A run does not fit. Which costs you nothing in the result: half the rows twice, half the context, half the vocabulary?</summary>Half the rows, twice, with the gradients added: the same update. The other two are another model.</details>
 # <details><summary>6. After 1,000 steps one matrix is still exactly zero. What happened?</summary>It never got a gradient: what comes in is always zero, or what it writes is multiplied by zero. Two zero matrices in a row do that.</details>
 #

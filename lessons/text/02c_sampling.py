@@ -285,7 +285,7 @@ class Rows:
     """Many prompts being continued at once: what each row holds, waits for, and whether it goes on.
 
     Row r draws from its own stream of random numbers, seeded by (seed, r), one number for each
-    sampled token. So what it writes depends neither on its neighbours nor on forced tokens."""
+    sampled token. So its neighbours change nothing in it, and forced tokens use up no draw."""
     def __init__(self,
         prompts: list[list[int]],      # each with at least one token
         stop: frozenset[int],          # sampling one of these ends a row
@@ -394,8 +394,9 @@ def make_sampler(
             texts = [rows.tokens[r] for r in live]
             features = model.features(pad_right(texts, model.device))            # (B, T, C)
             last = features[torch.arange(len(live)), [len(t) - 1 for t in texts]]     # (B, C)
-            u = rows.uniforms(live).to(last)
-            rows.push(dict(zip(live, pick(model.logits(last), u, temperature, top_k).tolist())))
+            logits = model.logits(last)                                               # (B, V) fp32
+            u = rows.uniforms(live).to(logits)
+            rows.push(dict(zip(live, pick(logits, u, temperature, top_k).tolist())))
         return rows.samples()
     return sampler
 
@@ -487,7 +488,7 @@ assert 250 < (100 * 512 + 512 * 511 // 2) / (100 + 511) < 350
 #
 # ## What your package can do now
 #
-# An untrained GPT writes, in the tokens of the microworld. Four rows, four lots; the same seed gives the same text again. What it writes is noise, at any temperature, because its first logits are all equal.
+# An untrained GPT writes, in the tokens of the microworld. Four rows, four lots; the same seed gives the same text again. What it writes is noise at any temperature above 0, because its first logits are all equal (at 0 it repeats one token).
 
 # %%
 from nanochat.microworld import corpus

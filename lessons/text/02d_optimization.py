@@ -172,7 +172,7 @@ figure(fig, caption="Length of Adam's steps for a gradient that is always 1, wit
 
 # %% [markdown]
 # Three times too long at once, six times after ten steps, and that is when the weights are random and every direction is wrong. It comes from $v$ being slower than $m$: the
-# numerator has arrived when the denominator has not. With $\beta_2 = 0.95$, as in nanochat, it would be milder (0.45, then at most 1.3): a short memory has less to correct.
+# numerator has arrived when the denominator has not. With $\beta_2 = 0.95$, as in nanochat, it would be milder (0.45, then at most 1.1): a short memory has less to correct.
 #
 # ## AdamW: decay that is really decay
 #
@@ -477,8 +477,9 @@ def schedule(
 
     `UserError` for shares that do not fit into one run."""
     if min(warmup, warmdown, final) < 0 or warmup + warmdown > 1 + 1e-9 or final > 1:
-        raise UserError(f"warm-up {warmup}, warm-down {warmdown} and final rate {final} are shares "
-                        "of a run: none below 0, the first two together at most 1")
+        raise UserError(f"warm-up {warmup} and warm-down {warmdown} are shares of a run, final {final} "
+                        "is one of the full rate: none below 0, the first two together at most 1, "
+                        "final at most 1")
     up, down = round(warmup * steps), round(warmdown * steps)
     if step < up: return (step + 1) / up
     if step <= steps - down: return 1.0
@@ -695,7 +696,7 @@ for ax, title in zip(axes, ("4,096 tokens, 732 steps", "65,536 tokens, 122 steps
     ax.legend(frameon=False, fontsize=8)
 axes[0].set(ylabel="end, over the best of the row")
 figure(fig, caption="Where runs end, over the best of their row, by the multiple of the rule's rates; Muon for the matrices, one seed.",
-       alt="Two panels. Left, 732 steps: the valleys of depths 2, 4 and 6 have their bottoms at 1.5, 1 and 0.67 times the rule; depth 4 rises by a fifth to the right. Right, 122 steps: depths 2, 4 and 6 are lowest at 1, and rise by 2 to 9% at 1.5 and by 1.5 to 16% at 0.67. Grey crosses, runs with multiples of rates that were left alone, follow the same valley from far on the left.")
+       alt="Two panels. Left, 732 steps: the valleys of depths 2, 4 and 6 have their bottoms at 1.5, 1 and 0.67 times the rule; depth 4 rises by a fifth to the right. Right, 122 steps: depths 2, 4 and 6 are lowest at 1, and rise by 2 to 9% at 1.5 and by 1.5 to 15% at 0.67. Grey crosses, runs with multiples of rates that were left alone, follow the same valley from far on the left.")
 
 # %% [markdown]
 # On the left, with 732 steps, the best place is 1.5, 1 and 0.67 times the rule as the model grows, and the rule is 1.7% above it or less, with three seeds each. On the right, with 122, the rule is the best of its row at all three depths (at depth 2 by luck of the seed: with three seeds 1.5 times the rule has the better mean, by 2.7%). The crosses are runs with the rates left alone, times 0.44 to 7.6: left alone they end at 0.99 bits per byte where 0.64 was to be had. That is what the rule for short runs is for.

@@ -103,7 +103,7 @@ assert all(abs(loss - math.log(V)) < 1e-5 for loss in first)
 #
 # $$\text{first loss} \approx \ln V + \tfrac{s^2}{2} .$$
 #
-# A model that starts with opinions pays for them, and its first hundred steps only unlearn them. **Predict**: how much does $s = 2$ cost?
+# A model that starts with opinions pays for them, and its first steps only unlearn them. **Predict**: how much does $s = 2$ cost?
 
 # %%
 def first_loss(s: float, V: int = 2**14) -> float:
@@ -116,7 +116,7 @@ for s in (0.0, 0.5, 1.0, 2.0, 3.0):
 assert abs(first_loss(2.0) - math.log(2**14) - 2) < 0.5
 
 # %% [markdown]
-# Two nats, and for $s = 3$ four and a half: as much as many hundred steps of training bring. That is why the head starts at zero.
+# Two nats, nearly what the 15 steps above brought, and for $s = 3$ four and a half: more than the 240 steps further down will bring. That is why the head starts at zero.
 #
 # ## Bits per byte
 #
@@ -639,9 +639,14 @@ def _next(batches: Iterator, step: int) -> tuple:
 
 
 # %%
-for rate, clip in ((-0.1, 1.0), (float("nan"), 1.0), (0.1, 0.0)):
-    try: _check_settings(AdamW(small().parameters(), lr=rate), clip=(clip, 1e-9))
-    except UserError as e: print(e)
+from types import SimpleNamespace
+
+for rate, clip, says in ((-0.1, 1.0, "trains nothing"), (float("nan"), 1.0, "trains nothing"), (0.1, 0.0, "clip is 0")):
+    optimizer = SimpleNamespace(param_groups=[{"initial_lr": rate}])      # one that refuses nothing itself
+    try: _check_settings(optimizer, clip=(clip, 1e-9))
+    except UserError as e:
+        print(e)
+        assert says in str(e)
     else: raise AssertionError("must be refused")
 
 
@@ -719,7 +724,8 @@ for name, records in ways.items():
 
 # %% [markdown]
 # **Does it wait?** On this CPU nothing would be lost, but the questions can be counted all the same. PyTorch lets us watch every operation on its way;
-# one of them hands a number to Python. The optimizer is a plain one here, so that only the loop is watched.
+# one of them hands a number to Python, for `.item()` and for `if`. The loop itself reads elsewhere, in what `_later` returns, so there a spy writes down what was queued and what was read.
+# The optimizer is a plain one, so that only the loop is watched. **Predict** the order of the eight entries for four steps.
 
 # %%
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -740,13 +746,29 @@ class Descent(torch.optim.Optimizer):
 
 
 # %%
+from itertools import count
+from unittest.mock import patch as pretend_that
+
+order, number = [], count(1)
+def spied(values: Tensor) -> Callable[[], list]:
+    "`_later`, and a note of what happens when."
+    step = next(number)
+    order.append(f"queue {step}")
+    return lambda: (order.append(f"read {step}"), values.tolist())[1]
+
 watched = small()
-with Questions() as ours: list(train(watched, Descent(watched.parameters()), Loader(TRAIN, 2, seed=0), steps=4, schedule=lambda t: 1.0))
+with pretend_that("__main__._later", spied), Questions() as ours:
+    list(train(watched, Descent(watched.parameters()), Loader(TRAIN, 2, seed=0), steps=4, schedule=lambda t: 1.0))
 with Questions() as plain:
     for x, y in islice(Loader(TRAIN, 2, seed=0), 4): watched(x, y).item()
 print("questions in four steps: our loop", ours.count, "  with .item()", plain.count)
+print("our loop:", ", ".join(order))
 assert ours.count == 0 and plain.count == 4
+assert order == ["queue 1", "read 1", "queue 2", "queue 3", "read 2", "queue 4", "read 3", "read 4"]
 
+
+# %% [markdown]
+# No question slips in, and step 2 is read when step 3 is in the queue: the device always has work. Only the first step and the last are read at once, as they should be.
 
 # %% [markdown]
 # **Trap: the silent NaN.** Here is the old six-line loop and ours, with a model whose loss turns into NaN at the third step.
@@ -803,7 +825,7 @@ for step in shown(saved(updates())): pass
 # ## A run that cannot be lost
 #
 # To go on exactly, four things must come back: weights, optimizer, the place in the data, and the random numbers. Lesson 02e
-# stores them; `resume` puts them back. With several processes each has its own place in the data.
+# stores them; `resume` puts them back. With several processes and shards each process has its own place in the data; `Loader` has one for all.
 
 # %%
 #| export
@@ -871,7 +893,7 @@ def _counted(steps: Iterable[Step], log: Callable[[dict], None], done: dict) -> 
     "Count tokens and seconds and log each record; inside the checkpoints, so that none is lost."
     for record in steps:
         done["step"] = record.step
-        done["tokens"] += record.tokens
+        done["tokens"] += record.tokens * ranks()[2]     # of all; a resumed run may have more ranks
         done["seconds"] += record.seconds
         log(asdict(record))
         yield record
@@ -1030,8 +1052,8 @@ def fit(
     results = evaluate(model, evaluators)
     eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
-    return {**_spent(done), "steps": steps, "tokens": done["tokens"] * ranks()[2], "skills": skills,
-            "eval_seconds": eval_seconds, "loss": record and record.loss, "evals": results}
+    return {**_spent(done), "steps": steps, "skills": skills, "eval_seconds": eval_seconds,
+            "loss": record and record.loss, "evals": results}
 
 
 # %% [markdown]
@@ -1040,7 +1062,7 @@ def fit(
 
 # %%
 def run(folder: str, die_at: int | None = None, seed: int = 0, **options) -> GPT:
-    "Twelve steps of a small model, with a checkpoint every 3; dies before update `die_at` if asked to."
+    "Twelve steps of a small model, with a checkpoint every 3; dies after `die_at` updates if asked to."
     def rate(t):
         if t == die_at: raise KeyboardInterrupt("the power is gone")
         return schedule(t, 12)
@@ -1067,11 +1089,11 @@ print("weights and losses equal in every bit")
 fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
 for found, style, label in ((losses_in(a), "k-", "never stopped"), (before, "o", "until it was killed"), (losses_in(b), "x", "log after going on")):
     ax.plot(list(found), list(found.values()), style, label=label)
-ax.axvline(6.5, color="gray", linestyle=":")
+ax.axvline(7.5, color="gray", linestyle=":")
 ax.set(xlabel="step", ylabel="loss, nats")
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="A run that was killed at the dotted line and went on from the checkpoint of step 6.",
-       alt="One falling line of 12 losses. The marks of the run until it was killed and of its log after going on all lie on the line.")
+       alt="A line of 11 losses that falls from 5.5 to 3.4, with one jump at step 9. The marks of the run until it was killed, up to step 6, and of its log after going on all lie on the line.")
 
 # %% [markdown]
 # This kill was a polite one. The real one, SIGKILL, comes in the middle of anything: an update, a save, a rename. `tests/test_kill_resume.py` does that
@@ -1144,7 +1166,9 @@ def free_bytes(
         free = int(lines["MemAvailable"].split()[0]) * 1024
     limit = group / "memory.max"
     if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])   # page cache
+        free = min(free, int(limit.read_text()) - used)
     return free
 
 
@@ -1185,7 +1209,7 @@ assert tried == [32, 16, 8, 4]
 
 
 # %% [markdown]
-# Both together. What the weights need besides themselves is set aside first: a gradient and two moments, 12 bytes each.
+# Both together. What the weights need besides themselves is set aside first: a gradient and two moments, together 12 bytes a weight.
 
 # %%
 #| export
@@ -1225,8 +1249,6 @@ def rows_that_fit(
 
 
 # %%
-from unittest.mock import patch as pretend_that
-
 here = rows_that_fit(model, 16)
 with pretend_that("__main__.free_bytes", lambda device: 40_000_000):
     small_machine = rows_that_fit(model, 16)
@@ -1362,7 +1384,7 @@ for ax, (name, weights) in zip(axes, heads.items()):
 axes[0].set_ylabel("mean weight")
 axes[1].legend(frameon=False, fontsize=7)
 figure(fig, caption="How far back the four heads look, before and after training.",
-       alt="Left, fresh model: four nearly flat lines near 0.03. Right, trained: some heads have a high weight on the nearest one or two places, others stay flat.")
+       alt="Left, fresh model: four nearly flat lines near 0.03. Right, trained: one head puts 0.57 of its weight on the byte before; the others have low humps within the last six places.")
 
 # %%
 from IPython.display import HTML, display
@@ -1380,7 +1402,7 @@ assert len(maps) == 2
 # ## What does compute buy?
 #
 # You may spend operations in three ways: on more layers, on more width, on more tokens. About $C = 6ND$ operations are spent by $N$ weights that read $D$ tokens. **Predict**: the same operations, once as
-# a small model that reads much, once as one four times as large that reads a quarter. Which is better?
+# a small model that reads much, once as one about three times as large that reads three eighths. Which is better?
 
 # %%
 def spend(layers: int, width: int, tokens: int) -> tuple[float, int]:
@@ -1500,7 +1522,7 @@ assert len(held & table.keys()) == 2 and all(abs(error[k]) < 0.08 for k in held)
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.1), layout="constrained")
 for i, (L, C) in enumerate(shapes):
     runs = [table[L, C, D] for D in lengths if (L, C, D) in table and (L, C, D) not in held]
-    axes[0].plot([r["flops"] for r in runs], [r["bpb"] for r in runs], "o-", markersize=3, label=f"{L} x {C}")
+    if runs: axes[0].plot([r["flops"] for r in runs], [r["bpb"] for r in runs], "o-", markersize=3, label=f"{L} x {C}")
 axes[0].axhline(world, linestyle="--", color="gray")
 axes[0].set(xscale="log", xlabel="operations", ylabel="bits per byte", ylim=(0, None))
 axes[0].legend(frameon=False, fontsize=7, title="layers x width", title_fontsize=7)
@@ -1511,8 +1533,8 @@ axes[1].plot(ends, ends, color="gray", linewidth=0.8)
 axes[1].set(xlabel="predicted bits per byte", ylabel="measured")
 axes[1].legend(frameon=False, fontsize=8)
 figure(fig, caption="What operations buy, by shape of the model (left; dashed: the entropy of the text), and the law against the runs (right).",
-       alt="Left: falling lines, one a shape; small shapes are lowest on the left and are overtaken by larger ones to the right; all are far above the dashed floor. "
-           "Right: dots along the diagonal and two stars near it, a little off.")
+       alt="Left: falling lines, one a shape; small shapes are lowest on the left, and the smallest is overtaken by the next one to the right; all are far above the dashed floor. "
+           "Right: dots along the diagonal and two stars, one on it and one a little off.")
 
 
 # %% [markdown]

@@ -298,10 +298,11 @@ def _factor(A: Tensor) -> Tensor:
 def newton_schulz(
     G: Tensor,       # (..., rows, cols); the products run in its dtype
     steps: int = 3,  # iterations, at least 1
-) -> Tensor:         # (..., rows, cols), singular values at most about 1.2, most of them above 0.5
+) -> Tensor:         # (..., rows, cols), singular values at most about 1.2
     """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
-    Small ones grow 3.4445 times a step. Starts from the norm of A = X X' (or X' X, the smaller one), a
+    Small ones grow 3.4445 times a step: three steps lift above 0.5 what began above 1/80 of the
+    bound. Starts from the norm of A = X X' (or X' X, the smaller one), a
     tighter bound than that of X; where X is longer than A, follows A alone for three steps, since its
     errors grow. (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
@@ -667,7 +668,7 @@ figure(fig, caption="Left: held-out loss at the end for each rate. Right: the tr
        alt="Left: two curves that fall and rise again as the rate doubles from point to point. Muon's lies lower everywhere and is lowest at two and four times its smallest rate, AdamW's at four times. Right: both training losses fall from 5.5 to below 3 within five steps; from step 15 or so Muon's is the lower one, and the gap grows.")
 
 # %% [markdown]
-# At its best rate Muon ends 0.12 nats a byte below AdamW (2.026 and 2.149 in the stored run). Pickier is AdamW, if the rate is twice too high (0.16 worse; Muon does as well at 0.08 as at 0.04, and 0.06 worse at 0.16). Its best rate here is two to four times the package's 0.02, because a run of a hundred steps is over before a high rate can do harm. On the four-layer model 0.04 was the best of 0.02, 0.04 and 0.06 for 250 steps, and the worse one for 800 (`benchmarks/RESULTS.md`): **a rate that a short sweep suggests is a rate for short runs.** Lesson 02d's rule says the same, 1.99 times the rate for 250 steps and 1 for 800; these races leave it out, since they look for the rate themselves.
+# At its best rate Muon ends 0.12 nats a byte below AdamW (2.026 and 2.149 in the stored run). Pickier is AdamW, if the rate is twice too high (0.16 worse; Muon does as well at 0.08 as at 0.04, and 0.06 worse at 0.16). Muon's best rate here is two to four times the package's 0.02, because a run of a hundred steps is over before a high rate can do harm. On the four-layer model 0.04 was the best of 0.02, 0.04 and 0.06 for 250 steps; for 800 the one run with 0.04 lost clearly to 0.02 (`benchmarks/RESULTS.md`; its head's rate was four times as high, too, which has a share in that): **a rate that a short sweep suggests is a rate for short runs.** Lesson 02d's rule says the same, 1.99 times the rate for 250 steps and 1 for 800; these races leave it out, since they look for the rate themselves.
 #
 # That was at equal **steps**. A step of Muon takes longer, so race at equal **seconds** as well: time both in turns, and give AdamW as many more steps as fit into Muon's time, with a schedule that lasts exactly so long. **Predict** what this does here, where a batch has only 512 tokens. (How much longer a step is depends on the batch; the formula comes below.)
 
@@ -762,13 +763,13 @@ ax.set(xscale="log", xlabel="singular value before (share of the norm)", ylabel=
 ax.legend(frameon=False)
 figure(fig, caption="Where five rounds take a singular value: one polynomial five times, and five polynomials.",
        alt="On a logarithmic axis from 0.0001 to 1. Jordan's curve rises to 1 at about 0.0025 and then waves between 0.7 and 1.2. Polar Express "
-           "is there earlier, near 0.0013, and stays between 0.87 and 1.13.")
+           "is there earlier, near 0.0013, and stays between 0.86 and 1.14.")
 
 
 # %% [markdown]
 # It is better at its task in both respects. Whether training notices is another question.
 #
-# **MuonEq**: before the iteration, give all rows of the matrix the same length. **NorMuon** (Li and others 2025): after it, divide each row (of a tall matrix; else each column) by the running size of its past steps, as Adam does for single numbers, and restore the whole length. **Muon+** rescales the result to the exact length of an orthogonal matrix, whose squared length is the number of its directions.
+# **MuonEq**: before the iteration, give all rows of the matrix the same length. **NorMuon** (Li and others 2025): after it, divide each row (of a wide matrix each column) by the running size of its past steps, as Adam does for single numbers, and restore the whole length. **Muon+** rescales the result to the exact length of an orthogonal matrix, whose squared length is the number of its directions.
 
 # %%
 def equal_rows(X: Tensor) -> Tensor:
@@ -849,7 +850,7 @@ assert gap < 1e-4
 VARIANTS = {"Muon": {}, "five rounds": {"iterate": lambda X: newton_schulz(X, 5)}, "Polar Express": {"iterate": polar_express}, "MuonEq": {"before": equal_rows}, "NorMuon": {"after": even_out},
             "Muon+": {"after": lambda X, memory: full_length(X)},
             "decay 0.2": {"decay": 0.2}, "cautious decay 0.2": {"decay": 0.2, "careful": True},
-            "all of HEAD": {"iterate": polar_express, "before": equal_rows, "after": even_out, "decay": 0.2, "careful": True}}
+            "all together": {"iterate": polar_express, "before": equal_rows, "after": lambda X, memory: even_out(full_length(X), memory), "decay": 0.2, "careful": True}}
 THREE = (0.02, 0.04, 0.08)
 ends = {name: {lr: race(lambda m: Variant(m, lr=lr, **parts))[0] for lr in THREE} for name, parts in VARIANTS.items()}
 print(f"{'':19s}", "  ".join(f"at {lr:5g}" for lr in THREE), "  at its best, against Muon")
@@ -867,7 +868,7 @@ ax.set(yticks=range(len(names)), yticklabels=names, xlabel="held-out loss, diffe
 ax.invert_yaxis()
 ax.legend(frameon=False, fontsize=8)
 figure(fig, caption="What each addition changed in a short race: at one rate for all, and at the best rate of each; one seed.",
-       alt="A row for each addition, with a cross for the race at 0.02 and a dot for the race of the best rates. Muon+ has the cross farthest to the left, at minus 0.12; at the best rates all of HEAD is farthest, at minus 0.076, Polar Express and five rounds follow next to each other at minus 0.056, then NorMuon at minus 0.044, MuonEq at minus 0.037, Muon+ at minus 0.019 and both decays at minus 0.01.")
+       alt="A row for each addition, with a cross for the race at 0.02 and a dot for the race of the best rates. Muon+ has the cross farthest to the left, at minus 0.12; at the best rates all together is farthest, at minus 0.076, Polar Express and five rounds follow next to each other at minus 0.056, then NorMuon at minus 0.044, MuonEq at minus 0.037, Muon+ at minus 0.019 and both decays at minus 0.01.")
 
 # %% [markdown]
 # At one rate Muon+ seems to win by far, and MuonEq and NorMuon to gain nothing. At the best rate of each it is another race: of Muon+'s lead a sixth is left, since most of it came from a longer step, and MuonEq and NorMuon come out ahead at 0.08. Polar Express gains 0.057, but look at the row above it: **five rounds of the old polynomial gain as much**, 0.055. What helps is the two further rounds, not the better coefficients.
@@ -972,14 +973,14 @@ print(f"this machine, 2 layers, {ROWS * T} tokens a step: forward and backward {
 assert muon_s > 0
 
 # %% [markdown]
-# With 512 tokens a step the share is several times what it would be with 4,096; the formula told you so. On a machine with bf16 units a four-layer model with 4,096 tokens was measured at 19 ms for clipping and the whole optimizer, of 156 ms a step (`benchmarks/RESULTS.md`).
+# With 512 tokens a step the share is several times what it would be with 4,096; the formula told you so. On a machine with bf16 units a four-layer model with 4,096 tokens was measured at 22 ms for clipping and the whole optimizer, of 168 ms a step (`benchmarks/RESULTS.md`).
 #
 # **Memory.** Muon keeps one number per weight where AdamW keeps two. For the 393 million block weights of the 20-layer model that saves 1.6 GB in fp32.
 #
 # ## Recap
 #
 # 1. A gradient matrix is dominated by a few directions. Under the spectral norm the steepest step keeps directions and sets all strengths to 1.
-# 2. Odd polynomials act on singular values alone. A few rounds of a steep one bring most of them near 1, with products only.
+# 2. Odd polynomials act on singular values alone. A few rounds of a steep one lift the small ones up to 41 times (three rounds) or 485 times (five), with products only.
 # 3. Normalise each matrix by a bound of its own; work on the smaller side; follow $A = XX^\top$ where $X$ is longer, but not for long; stack equal shapes; bf16 will do.
 # 4. Momentum first, then orthogonalise; the factor $\sqrt{\text{rows}/\text{cols}}$ for tall matrices; AdamW for embedding and head.
 # 5. It costs one and a half to three times $n/B$ of a training step: free for large batches, not for small ones. Refinements are kept or dropped by measurement.
@@ -995,7 +996,7 @@ assert muon_s > 0
 #
 # ## Papers
 #
-# Jordan and others 2024, *Muon: an optimizer for hidden layers in neural networks* · Bernstein and Newhouse 2024, *Old optimizer, new norm* (steepest descent under norms) · Björck and Bowie 1971 and Higham 2008, *Functions of matrices* (the iteration) · Delattre and others 2023, *Efficient bound of Lipschitz constant for convolutional layers by Gram iteration* (the tighter bound) · Zhang, Amsel, Chen and Dao 2026, *Gram Newton-Schulz* (following $A$, and starting anew) · Amsel and others 2025, *The Polar Express* · Li and others 2025, *NorMuon* · Chen and others 2025, *Cautious weight decay* · Liu and others 2025, *Muon is scalable for LLM training*.
+# Jordan and others 2024, *Muon: an optimizer for hidden layers in neural networks* · Bernstein and Newhouse 2024, *Old optimizer, new norm* (steepest descent under norms) · Björck and Bowie 1971 and Higham 2008, *Functions of matrices* (the iteration) · Delattre and others 2023, *Efficient bound of Lipschitz constant for convolutional layers by Gram iteration* (the tighter bound) · Zhang, Amsel, Chen and Dao 2026, *Gram Newton-Schulz* (following $A$, and starting anew) · Amsel and others 2025, *The Polar Express* · Li and others 2025, *NorMuon* · *MuonEq: balancing before orthogonalization* (arXiv 2603.28254) and *Muon+* (arXiv 2602.21545), both 2026 · Chen and others 2025, *Cautious weight decay* · Liu and others 2025, *Muon is scalable for LLM training*.
 # The groups, rates and momentum schedule are those of Karpathy's nanochat.
 #
 # **Exercises:** `make start NN=04`. **Next:** `04a_tasks`.
