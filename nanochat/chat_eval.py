@@ -85,6 +85,8 @@ def letter_accuracy(
     "Accuracy by letter: the largest logit among an item's letters, after its prompt and its words."
     rows = first(task, limit)
     mark = rows[0].get("mark", "")
+    if mark and sampler is None:
+        raise UserError(f"task {task.name} wants words before the letter: give sampler=")
     prompts = [tokenizer.render_prompt(row) for row in rows]
     if mark: prompts = [p + w for p, w in zip(prompts, words_before(sampler, tokenizer, prompts, mark))]
     ids = [letter_ids(tokenizer, row["letters"], mark) for row in rows]

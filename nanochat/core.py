@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -288,16 +289,18 @@ def evaluate_task(
     max_tokens: int | None = None,
     rank: int = 0,
     world: int = 1,
-    reduce: Callable[[Tensor], Tensor] | None = None,  # sums a tensor over the ranks
+    reduce: Callable | None = None,  # averages a list of tensors over the ranks, in place
 ) -> dict:  # accuracy, centred, items, low, high, type, shots, majority, shortest
     "Accuracy of one CORE task with its interval and the scores of two guessers."
+    if world > 1 and reduce is None:
+        raise UserError(f"rank {rank} of {world} has a part of the items: give reduce=, to add them up")
     task = capped(task, limit)
     n = len(task["rows"])
     right = torch.tensor(
         float(sum(task_items(model, tokenizer, task, range(rank, n, world), max_tokens)))
     )
-    if reduce is not None: right = reduce(right)
-    k = int(right.item())
+    if reduce is not None: reduce([right])             # the mean over the ranks
+    k = round(right.item() * world)
     low, high = wilson(k, n)
     return {
         "accuracy": k / n,
@@ -338,7 +341,7 @@ def read_jsonl(
     )
     with opened as lines:
         try: return [json.loads(line) for line in lines if line.strip()]
-        except (json.JSONDecodeError, EOFError, gzip.BadGzipFile) as e:
+        except (ValueError, OSError, EOFError, zlib.error) as e:       # JSON, UTF-8 or gzip
             raise UserError(f"{path} cannot be read as JSON lines ({e}); fetch it again") from None
 
 # %% ../lessons/03a_evaluation.ipynb #f091890b
@@ -359,7 +362,10 @@ def load_bundle(
         }
     unknown = set(labels or ()) - {t["label"] for t in listed}
     if unknown: raise UserError(f"core.yaml has no task {sorted(unknown)[0]}")
+    listed = [t for t in listed if labels is None or t["label"] in labels]
+    unknown = {t["label"] for t in listed} - baselines.keys()
+    if unknown: raise UserError(f"eval_meta_data.csv has no baseline for {sorted(unknown)[0]}")
     return [{"label": t["label"], "type": t["icl_task_type"], "shots": t["num_fewshot"][0],
              "delimiter": t.get("continuation_delimiter", " "), "baseline": baselines[t["label"]],
              "rows": read_jsonl(folder / "eval_data" / t["dataset_uri"])}
-            for t in listed if labels is None or t["label"] in labels]
+            for t in listed]

@@ -207,7 +207,9 @@ def make_answer(
 # %% ../lessons/07_grpo.ipynb #b09461b9
 def _resume(stage, model, optimizer, fingerprint: str) -> tuple[int, float]:
     "Go on from the newest checkpoint, if there is one: (updates done, seconds spent)."
-    if last_step(stage.path) is None: return 0, 0.0
+    if last_step(stage.path) is None:
+        stage.rewind(0)                    # killed before the first checkpoint: it all begins again
+        return 0, 0.0
     found = load_checkpoint(stage.path, model=model, optimizer=optimizer, fingerprint=fingerprint)
     set_rng_state(found["rng"])
     stage.rewind(found["step"])

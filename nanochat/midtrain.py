@@ -28,7 +28,7 @@ def midtrain_rows(
     conversations: Iterable[dict],  # {"messages": [...]}, as `tasks` and `microworld` give them
     texts: Iterable[str],           # plain documents, so that the language is not forgotten
     T: int,                         # row length
-) -> Rows:                          # (N, T); every token but the padding is a target
+) -> Rows:                          # (N, T); all but padding and seams are targets
     "Whole conversations, and documents cut to a row, packed together. `UserError` when none fits."
     rendered = [tokenizer.render(c) for c in conversations]
     return pack_conversations_all(rendered + cut_documents(tokenizer, texts, T), T, tokenizer.bos)

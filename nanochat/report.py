@@ -59,7 +59,8 @@ def _seconds(metrics: dict, wall: float | None) -> dict:
     "Seconds by stage, all evaluation apart, and the total: by the clock on the wall where the run kept it."
     spent = {stage: m.get("seconds") or 0.0 for stage, m in metrics.items()}
     spent["eval"] = sum(m.get("eval_seconds") or 0.0 for m in metrics.values())
-    return {k: round(v, 2) for k, v in (spent | {"total": wall or sum(spent.values())}).items()}
+    total = max(wall or 0.0, sum(spent.values()))          # a killed run's clock may have stopped early
+    return {k: round(v, 2) for k, v in (spent | {"total": total}).items()}
 
 
 def report_record(

@@ -239,7 +239,7 @@ def train(
     trainer = _rust_trainer()
     if trainer is None: return cls(train_bpe(texts, n, pattern), pattern)
     rust = trainer()
-    rust.train_from_iterator(iter(texts), n, pattern=pattern)
+    rust.train_from_iterator(texts, n, pattern=pattern)
     return cls({bytes(token): rank for token, rank in rust.get_mergeable_ranks()}, pattern)
 
 # %% ../lessons/01_tokenizer.ipynb #f1aa527e

@@ -46,9 +46,10 @@ def number_of(node: ast.AST) -> Fraction:
 # %% ../lessons/09_tool_use.ipynb #d203e03e
 def number_text(value: Fraction) -> str:
     "A result as people write it: 2, 3.5, 0.3333 (at most four decimals, no trailing zeros)."
-    if value.denominator == 1: return str(value.numerator)
-    text = f"{float(round(value, 4)):.4f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    tenthousandths = round(value * 10_000)                   # no float: it holds 16 digits only
+    whole, rest = divmod(abs(tenthousandths), 10_000)
+    text = f"{whole}.{rest:04}".rstrip("0").rstrip(".")
+    return "-" + text if tenthousandths < 0 else text
 
 
 def count_of(node: ast.AST) -> int:

@@ -58,6 +58,7 @@ def gradients(
     counts = [(y != -1).sum().float() for _, y in batches]
     total = torch.stack(counts).sum()
     if reduce: reduce([total])
+    total = total + (total == 0)             # no target on any rank: gradients of 0, and not 0/0
     loss = torch.zeros_like(total)
     for (x, y), n in zip(batches, counts):
         part = forward(x, y) * (n / total)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat import chat as chat_module
-from nanochat.chat import Chat, Readable, as_parts, fit_history, opening, sample_dialogue, terminal_chat
+from nanochat.chat import Chat, Readable, as_parts, fit_history, opening, sample_dialogue, suggestions, terminal_chat
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.sample import make_sampler
 from nanochat.tokenizer import SPECIALS, Tokenizer
@@ -231,6 +231,12 @@ def test_widget_streams_and_stops():
     widget.stop.click()
     widget.worker.join(30)
     assert widget.status.value.startswith("stopped")
+
+
+@pytest.mark.parametrize("seed", [0, 440, 441, 1337, -442])
+def test_every_seed_has_its_suggestions(seed):
+    examples = suggestions(seed)
+    assert len(examples) == 5 and examples[3].startswith("How many ")
 
 
 def test_opening_names_the_examples():

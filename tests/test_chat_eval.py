@@ -62,6 +62,12 @@ def test_letter_choice_ignores_all_other_tokens(tokenizer):
     assert chat_eval.letter_accuracy(model, tokenizer, Task("t", [row]))["value"] == 1.0
 
 
+def test_a_marked_letter_without_a_sampler_is_refused():
+    row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "=B"}], "letters": ["A", "B"],
+           "answer": "B", "mark": "="}
+    with pytest.raises(UserError, match="sampler="): chat_eval.letter_accuracy(None, None, Task("marked", [row], kind="letter"))
+
+
 @pytest.mark.parametrize("text", ["- red=A - blue=B", "- red = A"])     # with =A as one token, and as two
 def test_a_marked_letter_is_asked_for_after_the_models_own_words(text):
     "The model says an option first; the letters are compared behind its mark, whatever else it would have said."

@@ -1,4 +1,5 @@
 "CORE: rendering, spans, scores against a slow reference, published tables, the bundle's files."
+import contextlib
 import csv
 import gzip
 import json
@@ -185,12 +186,10 @@ def test_evaluate_core_is_the_mean_of_centred_scores(model, tokenizer):
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t["type"])
 def test_ranks_share_the_items(model, tokenizer, task):
     parts = []
-    def note(right):
-        parts.append(right)
-        return right
-    for rank in range(3): core.evaluate_task(model, tokenizer, task, rank=rank, world=3, reduce=note)
-    together = core.evaluate_task(model, tokenizer, task, rank=0, world=3, reduce=lambda _: sum(parts))
+    for rank in range(3): core.evaluate_task(model, tokenizer, task, rank=rank, world=3, reduce=lambda ts: parts.append(ts[0].clone()))
+    together = core.evaluate_task(model, tokenizer, task, rank=0, world=3, reduce=lambda ts: ts[0].copy_(sum(parts) / 3))
     assert together == core.evaluate_task(model, tokenizer, task)
+    with pytest.raises(UserError, match="give reduce="): core.evaluate_task(model, tokenizer, task, rank=0, world=3)
 
 
 def test_bundle_errors(tmp_path):
@@ -211,6 +210,13 @@ def test_bundle_errors(tmp_path):
     assert core.load_bundle(tmp_path)[0]["rows"] == [{"gold": 0}] * 50
     (tmp_path / "eval_data" / "a.jsonl.gz").write_bytes(packed[:-9])
     with pytest.raises(UserError, match="fetch it again"): core.load_bundle(tmp_path)
+    for at in range(10, len(packed)):                        # one byte wrong, anywhere behind the head
+        (tmp_path / "eval_data" / "a.jsonl.gz").write_bytes(packed[:at] + bytes([packed[at] ^ 255]) + packed[at + 1:])
+        with contextlib.suppress(UserError): core.load_bundle(tmp_path)           # nothing else may come out
+    data.write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(UserError, match="fetch it again"): core.load_bundle(tmp_path)
+    (tmp_path / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nother,50\n")
+    with pytest.raises(UserError, match="no baseline for a"): core.load_bundle(tmp_path)
 
 
 # --- real data ---------------------------------------------------------------------------------

@@ -313,8 +313,37 @@ def test_shards_errors(tmp_path, shards):
     (tmp_path / "bad.parquet").write_bytes(shards[0].read_bytes()[:-20])
     with pytest.raises(UserError, match="bad.parquet"): next(d.ShardLoader([tmp_path / "bad.parquet"], Letters(), 1, 31))
     state = d.ShardLoader(shards, Letters(), 1, 31).state_dict()
-    for other in (d.ShardLoader(shards[:2], Letters(), 1, 31), d.ShardLoader(shards, Letters(), 1, 31, world=2)):
+    for other in (d.ShardLoader(shards[:2], Letters(), 1, 31), d.ShardLoader(shards, Letters(), 1, 31, world=2),
+                  d.ShardLoader(shards, Letters(), 1, 63), d.ShardLoader(shards, Letters(), 1, 31, rank=1, world=1)):
         with pytest.raises(ValueError): other.load_state_dict(state)
+    lost = d.ShardLoader(shards, Letters(), 1, 31)
+    lost.place["row"] = 10**6                                               # of a tokenizer that made more rows
+    with pytest.raises(UserError, match="other data"): next(lost)
+
+
+def test_parquet_of_other_types_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    for column, match in (([1, 2], "holds int"), ([b"x", None], "holds bytes"), ([["x"]], "holds list")):
+        pq.write_table(pa.table({"text": column}), path)
+        with pytest.raises(UserError, match=match): list(d.read_texts(tmp_path))
+        with pytest.raises(UserError, match=match): next(d.ShardLoader([path], Letters(), 1, 31))
+    pq.write_table(pa.table({"text": [None, "x" * 40, None]}), path)
+    assert set(next(d.ShardLoader([path], Letters(), 1, 31)).x.flatten().tolist()) == {0, ord("x")}
+    pq.write_table(pa.table({"content": ["x"]}), path)
+    with pytest.raises(UserError, match="a.parquet"): next(d.ShardLoader([path], Letters(), 1, 31))
+
+
+def test_copies_in_hidden_folders_are_no_text(tmp_path):
+    folder = tmp_path / ".mine"                                             # one that was asked for may be hidden itself
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name, text in (("a.txt", "new"), (".ipynb_checkpoints/a-checkpoint.txt", "old"), (".b.txt", "swap")):
+        (folder / name).write_text(text)
+    assert list(d.read_texts(folder)) == ["new"]
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n' * 8 + b'{"text": "caf\xe9"}\n')
+    with pytest.raises(UserError, match="a.jsonl, line 9: not UTF-8 at byte 13"): list(d.read_texts(tmp_path))
 
 
 def test_a_tiny_last_row_group_is_passed_over(tmp_path):
@@ -413,6 +442,21 @@ def test_damaged_bytes_of_the_right_number_are_noticed(hub, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         d.download_shards("someone/corpus", ["shard_00000.parquet"], tmp_path, endpoint=hub)
     assert not (tmp_path / "shard_00000.parquet").exists()
+
+
+def test_a_file_whose_sum_was_never_asked_for_is_checked_later(hub, tmp_path, monkeypatch):
+    "The look-up of the sum fails after the transfer; the next run must not take the file on trust."
+    import huggingface_hub
+    def refused(url, **options): raise OSError("429 too many requests")
+    Hub.damage = True
+    with monkeypatch.context() as m:
+        m.setattr(huggingface_hub, "get_hf_file_metadata", refused)
+        with pytest.raises(UserError, match="429"): d.download_shards("someone/corpus", ["shard_00000.parquet"], tmp_path, endpoint=hub)
+    assert not (tmp_path / "shard_00000.parquet").exists()
+    with pytest.raises(UserError, match="damaged"): d.download_shards("someone/corpus", ["shard_00000.parquet"], tmp_path, endpoint=hub)
+    Hub.damage = False
+    path, = d.download_shards("someone/corpus", ["shard_00000.parquet"], tmp_path, endpoint=hub)
+    assert path.read_bytes() == Hub.files[path.name]
 
 
 def test_no_such_file_and_no_network(hub, tmp_path):

@@ -1,6 +1,7 @@
 "GRPO: the gradient against enumeration, masks, normaliser, exact resume, ranks."
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -289,6 +290,15 @@ def test_stage_resumes_exactly(tmp_path):
     assert records[0] == records[1] and len(records[0]) == 6
     assert any(r["signal"] > 0 for r in stage.records())                # else the test would prove nothing
     assert metrics["steps"] == 6 and metrics["reward_last"] == cut_metrics["reward_last"]
+
+
+def test_killed_before_the_first_checkpoint_it_all_begins_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt): run_stage(tmp_path, "cut", steps_done=2)      # one update is logged, none saved
+    stage = Run("cut", tmp_path).stage("rl", RECIPE, None, "sums")
+    for folder in stage.path.glob("step_*"): shutil.rmtree(folder)                       # as a kill that nobody heard leaves it
+    assert stage.records()
+    _, metrics, stage = run_stage(tmp_path, "cut")
+    assert metrics["steps"] == 6 and [r["step"] for r in stage.records()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_finished_stage_is_skipped_and_a_changed_recipe_refused(tmp_path):

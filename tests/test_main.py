@@ -78,6 +78,22 @@ def test_a_changed_recipe_is_named(smoke):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words, named", [
+    (["run", "smoke", "--depth", "3"], "base"),                                    # run.json would say depth 3, the weights not
+    (["tokenizer", "--recipe", "smoke", "--depth", "3"], "base"),                  # nor may a shorter run write that
+    (["run", "smoke", "--seed", "7"], "tokenizer"),
+    (["run", "smoke", "--from", "sft", "--set", "base.steps=3"], "base"),          # sft and rl would be gone
+    (["pretrain", "--recipe", "smoke", "--from", "sft"], "--from sft")])
+def test_a_refused_run_changes_nothing(smoke, words, named, monkeypatch, capsys):
+    home, _ = smoke
+    for key, value in environment(home).items(): monkeypatch.setenv(key, value)
+    def state(): return {str(p): p.read_bytes() for p in (home / "smoke").rglob("*.json*")}
+    before = state()
+    assert program.main([words[0], *TINY, *words[1:]]) == 2
+    assert named in capsys.readouterr().err and state() == before and len(before) > 10
+
+
+@pytest.mark.slow
 def test_chat_and_eval_find_the_newest_run(smoke):
     home, _ = smoke
     answer = nanochat(home, "chat", "--ask", "Who are you?")
@@ -201,6 +217,22 @@ def test_minutes_that_are_refused_delete_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "smoke" / "base").mkdir(parents=True)
     assert program.main(["run", "smoke", "--from", "base", "--minutes", "0"]) == 2
     assert "--minutes" in capsys.readouterr().err and (tmp_path / "smoke" / "base").is_dir()
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program._commit() == "unknown"
+
+
+def test_the_chat_at_the_end_is_with_the_last_stage(monkeypatch):
+    from types import SimpleNamespace
+    said, course = [], SimpleNamespace(run=SimpleNamespace(path=Path("nowhere")))
+    monkeypatch.setattr(program, "train_command", lambda args, until: course)
+    monkeypatch.setattr(program, "talk", lambda course, stage, temperature: said.append(stage))
+    monkeypatch.setattr(program.Path, "read_text", lambda *a, **k: "")
+    for until in ("sft", "rl", "tokenizer"):
+        program.run_command(SimpleNamespace(until=until, chat=True))
+    assert said == ["sft", "rl"]
 
 
 def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):

@@ -44,6 +44,12 @@ def test_record_has_exactly_the_promised_form(tmp_path):
     assert set(STAGES) == {"base", "mid", "sft", "rl"} and len(set(SKILLS)) == 14
 
 
+def test_the_total_is_never_less_than_its_parts(tmp_path):
+    "A hard kill stops the clock on the wall; the stages' own seconds are in their files."
+    for wall, total in ((40.0, 244.75), (300.0, 300.0)):
+        assert write_report(make_run(tmp_path / str(wall), FULL, wall_seconds=wall))["seconds"]["total"] == total
+
+
 def test_page_shows_every_value_in_its_column(tmp_path):
     make_run(tmp_path / "a", FULL)
     write_report(tmp_path / "a")

@@ -9,6 +9,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.midtrain import midtrain_rows
 from nanochat.sft import sft, sft_rows
 from nanochat.tokenizer import Tokenizer
+from nanochat.train import gradients
 
 TOKENIZER = Tokenizer.train(["What is the colour of the box? It is red. " * 3], 290)
 
@@ -84,6 +85,10 @@ def test_a_row_without_targets_does_not_poison_the_loss():
     model, rows = tiny_model(), sft_rows(TOKENIZER, [CALL], 96)
     empty = Rows(rows.x.clone(), torch.full_like(rows.y, -1))
     assert model(empty.x.long(), empty.y.long()).item() == 0
+    params = list(model.parameters())
+    loss = gradients(model, params, [(empty.x.long(), empty.y.long())] * 2)              # nor the loop's own mean
+    assert loss == 0 and all(p.grad.isfinite().all() and not p.grad.any() for p in params)
+    for p in params: p.grad = None
 
 
 def test_sft_trains_on_answers_only(tmp_path):

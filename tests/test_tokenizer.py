@@ -167,6 +167,7 @@ def test_order_of_texts_and_chunks_do_not_matter():
 def test_bad_requests():
     with pytest.raises(ValueError, match="256"): train_bpe(["a"], 255)
     with pytest.raises(TypeError, match="one string"): train_bpe("one string", 300)
+    with pytest.raises(TypeError, match="one string"): Tokenizer.train("one string", 300)
     with pytest.raises(UserError, match="265"): Tokenizer.train(["a"], 264)
     with pytest.raises(regex.error): train_bpe(["a"], 300, "(")
     with pytest.raises(UserError): Tokenizer({b"a": 0})

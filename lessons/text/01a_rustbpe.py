@@ -35,7 +35,7 @@ except ImportError:
 print("the Rust crate is", "built" if Rust else "not built: the Rust cells of this lesson are skipped")
 
 # %% [markdown]
-# ## The same merges, fifty times faster
+# ## The same merges, forty times faster
 #
 # Run the next cell. It trains the same 768 merges on the same two megabytes, first with lesson 01's Python, then with the crate.
 
@@ -482,7 +482,7 @@ for row in bench["rows"]:
         print(f"benchmark, 10 MB of real text, 2 threads: {row['name']:9s} {row['vocabulary']:6,} entries {row['mb_s']:5.1f} MB/s")
 
 # %% [markdown]
-# On real text with a larger vocabulary the ratio is smaller, seven to eight, presumably because more pieces are new to the cache.
+# On real text with a larger vocabulary the ratio is smaller, eight to nine, presumably because more pieces are new to the cache.
 #
 # ## Trap: a tie is a fork in the road
 #
@@ -566,7 +566,7 @@ print("vocabulary", made.vocab_size, "fingerprint", made.fingerprint()[:12])
 # 4. A pair can only lose: what starts below the floor need not be followed.
 # 5. A fast part has a slow twin that it must equal, merge by merge. That is what makes it safe to use.
 #
-# **Quiz.** *You train on four times the text. Which part takes four times as long?* Cutting and counting; merging grows with the distinct pieces, and of those the first table of this lesson found 1.6 times as many.
+# **Quiz.** *You train on four times the text. Which part takes four times as long?* Cutting and counting; merging grows with the distinct pieces, and of those the first table of this lesson found 1.7 times as many.
 # *Why does the key hold the length?* Without it `a` and `a` with a zero byte behind would be one piece. *The guessed floor is too high. Are merges lost?* No: the queue runs empty, the floor is lowered, and the cells are read again.
 # *Two threads count the same piece. Is there a race?* No: each has its own table; they are added when both are done.
 #

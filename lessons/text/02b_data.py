@@ -105,7 +105,8 @@ def text_files(
     folder = Path(folder)
     if not folder.exists(): raise UserError(f"no such folder: {folder}")
     found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    files = [p for p in found if _kind(p) in KINDS and not p.name.startswith(".")]
+    hidden = lambda p: any(part.startswith(".") for part in (p.name, *p.relative_to(folder).parts))
+    files = [p for p in found if _kind(p) in KINDS and not hidden(p)]    # .ipynb_checkpoints has copies
     if not files:
         raise UserError(f"no text in {folder}: put .txt, .jsonl or .parquet files there, "
                         "each may be zipped (.gz)")
@@ -138,12 +139,22 @@ def _of_jsonl(path: Path, limit: int) -> Iterator[str]:
         for n, line in enumerate(f, 1):
             if not line.strip(): continue
             try: row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as e:
+                raise UserError(f"{path}, line {n}: not UTF-8 at byte {e.start} of the line; "
+                                "save it as UTF-8") from e
             except json.JSONDecodeError as e:
                 raise UserError(f"{path}, line {n}: not JSON ({e.msg}); mend or delete it") from e
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{path}, line {n}: no string under \"text\" (found: {keys})")
             yield row["text"]
+
+def _strings(path: Path, column) -> list[str]:
+    "The strings of a parquet column; empty places are passed over. `UserError` for other types."
+    texts = [text for text in column.to_pylist() if text is not None]
+    other = next((type(t).__name__ for t in texts if not isinstance(t, str)), None)
+    if other: raise UserError(f"{path}: the column \"text\" holds {other}, not strings")
+    return texts
 
 def _of_parquet(path: Path, limit: int) -> Iterator[str]:
     "The column `text`, a row group at a time."
@@ -154,8 +165,7 @@ def _of_parquet(path: Path, limit: int) -> Iterator[str]:
         if "text" not in names:
             raise UserError(f"{path}: no column \"text\" (found: {', '.join(names)}); rename yours")
         for group in range(table.num_row_groups):
-            column = table.read_row_group(group, columns=["text"]).column("text")
-            yield from (text for text in column.to_pylist() if text is not None)
+            yield from _strings(path, table.read_row_group(group, columns=["text"]).column("text"))
 
 
 # %%
@@ -651,14 +661,14 @@ class ShardLoader:
 
     def state_dict(self) -> dict:
         "This rank's place: epoch, file, row group, row; and what it is a place in."
-        return {**self.place, "seed": self.seed, "world": self.world,
+        return {**self.place, "seed": self.seed, "rank": self.rank, "world": self.world, "T": self.T,
                 "files": [f.name for f in self.files]}
 
     def load_state_dict(self, state: dict) -> None:
-        "Go on at a stored place. `ValueError` when files, order or number of ranks differ."
+        "Go on at a stored place. `ValueError` when files, order, row length, rank or ranks differ."
         mine = self.state_dict()
-        for key in ("seed", "world", "files"):
-            if state[key] != mine[key]: raise ValueError(f"{key}: {state[key]}, now {mine[key]}")
+        for key in ("seed", "world", "rank", "T", "files"):
+            if state.get(key) != mine[key]: raise ValueError(f"{key}: {state.get(key)}, now {mine[key]}")
         self.place = {key: state[key] for key in self.place}
 
 
@@ -679,8 +689,11 @@ def _load(self: ShardLoader) -> None:
     "Read, tokenise, pack and shuffle the row group at the present place."
     where = tuple(self.place[k] for k in ("epoch", "file", "group"))
     if where == self._loaded: return
-    table = _shard(self.files[where[1]]).read_row_group(where[2], columns=["text"])
-    documents = encode_documents(self.tokenizer, table.column("text").to_pylist())
+    path = self.files[where[1]]
+    try: column = _shard(path).read_row_group(where[2], columns=["text"]).column("text")
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{path}: row group {where[2]} cannot be read ({e}); download it again") from e
+    documents = encode_documents(self.tokenizer, _strings(path, column))
     enough = sum(map(len, documents)) > self.T            # a file may end in a tiny row group
     none = torch.empty(0, self.T, dtype=torch.int32)
     rows = pack_documents(documents, self.T) if enough else Rows(none, none)
@@ -719,6 +732,8 @@ def __next__(self: ShardLoader) -> Batch:
         if not parts and self.epoch > first + 1:
             raise UserError(f"no row group fills a row of {self.T + 1} tokens; use other shards")
         start = self.place["row"]
+        if start > len(self._rows):
+            raise UserError(f"row {start} of a group of {len(self._rows)}: the place is one in other data")
         part = Rows(self._rows.x[start : start + need], self._rows.y[start : start + need])
         if len(part): parts.append(part)
         need -= len(part)
@@ -815,14 +830,17 @@ def download_shards(
 ) -> list[Path]:                  # the files, in order
     """Download files of a data set; what is there already is kept, what broke off is continued.
 
-    A file appears under its name when it is whole. `UserError` when the hub cannot be reached."""
+    A file appears under its name when it is whole and its sum is right. `UserError` when the hub cannot be reached."""
     from huggingface_hub import hf_hub_download, hf_hub_url
     def fetch(name: str) -> Path:
-        path, where = Path(folder, name), {"repo_type": "dataset", "endpoint": endpoint}
+        path, raw = Path(folder, name), Path(folder, ".unchecked")
+        where = {"repo_type": "dataset", "endpoint": endpoint}
         if path.exists(): return path
         try:
-            hf_hub_download(repo, name, local_dir=folder, **where)
-            _check_download(path, hf_hub_url(repo, name, **where))
+            hf_hub_download(repo, name, local_dir=raw, **where)
+            _check_download(raw / name, hf_hub_url(repo, name, **where))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (raw / name).replace(path)
         except UserError: raise
         except Exception as e:     # the client has errors of many kinds; each is a failed download
             reason = (str(e).strip() or type(e).__name__).splitlines()[0]

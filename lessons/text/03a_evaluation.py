@@ -23,6 +23,7 @@ import csv
 import gzip
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -492,7 +493,7 @@ for k, n in ((0, 20), (50, 100), (500, 1000)):
 assert wilson(0, 20)[0] == 0 and wilson(0, 20)[1] > 0.15
 
 # %% [markdown]
-# **Predict, then run.** The same model, whose true accuracy is 0.30, is measured 2,000 times on n questions. How often does the
+# **Predict, then run.** The same model, whose true accuracy is 0.30, is measured 100 times on n questions. How often does the
 # interval contain 0.30? And how wide is it at 10, 100 and 1,000 questions?
 
 # %%
@@ -502,6 +503,9 @@ from nanochat.workshop import figure
 
 sizes, coin = [10, 30, 100, 300, 1000, 3000], Random(0)
 counts = {n: [sum(coin.random() < 0.3 for _ in range(n)) for _ in range(100)] for n in sizes}
+for n in (10, 100, 1000):
+    low, high = wilson(round(0.3 * n), n)
+    print(f"{n:5d} questions: the interval is {high - low:.2f} wide")
 fig, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
 ax.plot(
     [n for n in sizes for _ in counts[n]],
@@ -641,16 +645,18 @@ def evaluate_task(
     max_tokens: int | None = None,
     rank: int = 0,
     world: int = 1,
-    reduce: Callable[[Tensor], Tensor] | None = None,  # sums a tensor over the ranks
+    reduce: Callable | None = None,  # averages a list of tensors over the ranks, in place
 ) -> dict:  # accuracy, centred, items, low, high, type, shots, majority, shortest
     "Accuracy of one CORE task with its interval and the scores of two guessers."
+    if world > 1 and reduce is None:
+        raise UserError(f"rank {rank} of {world} has a part of the items: give reduce=, to add them up")
     task = capped(task, limit)
     n = len(task["rows"])
     right = torch.tensor(
         float(sum(task_items(model, tokenizer, task, range(rank, n, world), max_tokens)))
     )
-    if reduce is not None: right = reduce(right)
-    k = int(right.item())
+    if reduce is not None: reduce([right])             # the mean over the ranks
+    k = round(right.item() * world)
     low, high = wilson(k, n)
     return {
         "accuracy": k / n,
@@ -739,7 +745,7 @@ def read_jsonl(
     )
     with opened as lines:
         try: return [json.loads(line) for line in lines if line.strip()]
-        except (json.JSONDecodeError, EOFError, gzip.BadGzipFile) as e:
+        except (ValueError, OSError, EOFError, zlib.error) as e:       # JSON, UTF-8 or gzip
             raise UserError(f"{path} cannot be read as JSON lines ({e}); fetch it again") from None
 
 
@@ -772,10 +778,13 @@ def load_bundle(
         }
     unknown = set(labels or ()) - {t["label"] for t in listed}
     if unknown: raise UserError(f"core.yaml has no task {sorted(unknown)[0]}")
+    listed = [t for t in listed if labels is None or t["label"] in labels]
+    unknown = {t["label"] for t in listed} - baselines.keys()
+    if unknown: raise UserError(f"eval_meta_data.csv has no baseline for {sorted(unknown)[0]}")
     return [{"label": t["label"], "type": t["icl_task_type"], "shots": t["num_fewshot"][0],
              "delimiter": t.get("continuation_delimiter", " "), "baseline": baselines[t["label"]],
              "rows": read_jsonl(folder / "eval_data" / t["dataset_uri"])}
-            for t in listed if labels is None or t["label"] in labels]
+            for t in listed]
 
 
 # %% [markdown]

@@ -102,7 +102,7 @@ assert torch.equal(model.wte.weight[row], newborn.wte.weight[row])      # traini
 #    pretraining on other data, not yet "learn to be an assistant".
 #
 # So the recipe for a batch is short. Render each conversation to tokens (lesson 01). Put a `<|bos|>` before each document. Pack both
-# into rows (lesson 02b): conversations whole, documents cut where they are longer than a row. Every token is a target, except the padding.
+# into rows (lesson 02b): conversations whole, documents cut where they are longer than a row. Every token is a target, except the padding and the seam before each `<|bos|>`.
 
 # %%
 #| export
@@ -121,7 +121,7 @@ def midtrain_rows(
     conversations: Iterable[dict],  # {"messages": [...]}, as `tasks` and `microworld` give them
     texts: Iterable[str],           # plain documents, so that the language is not forgotten
     T: int,                         # row length
-) -> Rows:                          # (N, T); every token but the padding is a target
+) -> Rows:                          # (N, T); all but padding and seams are targets
     "Whole conversations, and documents cut to a row, packed together. `UserError` when none fits."
     rendered = [tokenizer.render(c) for c in conversations]
     return pack_conversations_all(rendered + cut_documents(tokenizer, texts, T), T, tokenizer.bos)
@@ -131,7 +131,7 @@ def midtrain_rows(
 choices = microworld.conversations("choice", by_tier(300, 6000), 0)
 profiles = microworld.conversations("profile", by_tier(100, 1500), 0)
 rows = midtrain_rows(tokenizer, choices + profiles, texts[:by_tier(50, 1500)], T)
-print(f"{len(rows)} rows of {T}; {(rows.y == -1).float().mean():.1%} of the targets are padding; "
+print(f"{len(rows)} rows of {T}; {(rows.y == -1).float().mean():.1%} of the targets are padding or seam; "
       f"{rows.left_out} left out")
 print(tokenizer.decode(rows.x[0, :90].tolist()))
 assert rows.x[0, 0] == tokenizer.bos and (rows.y == tokenizer.user_start).any()
@@ -169,7 +169,7 @@ figure(fig, caption="Packed rows: padding (lightest), documents, questions, answ
 # %% [markdown]
 # **Trap: cutting a conversation.** In pretraining a document that does not fit is cropped, and nobody minds: half a story is still
 # a story. Published nanochat did the same to conversations for a while. Look at what the old packing does to multiple choice: the
-# end of a row cuts off the *answer*, the one token we care about, and the next row starts in the middle of nowhere.
+# end of a row cuts off the *answer*, the one token we care about, and the rest is thrown away.
 
 # %%
 rendered = [tokenizer.render(c)[0] for c in choices]

@@ -363,7 +363,8 @@ def policy_steps(
 # %%
 record = summary(rollouts, samples=4)
 print({k: round(v, 2) for k, v in record.items()})
-assert 0 <= record["signal"] <= 1
+mixed = [len({r.reward for r in rollouts[i : i + 4]}) > 1 for i in range(0, len(rollouts), 4)]
+assert abs(record["signal"] - sum(mixed) / len(mixed)) < 1e-6
 
 
 # %% [markdown]
@@ -429,7 +430,9 @@ assert answer(0) == answer(0) and answer(0) != answer(1)
 #| export
 def _resume(stage, model, optimizer, fingerprint: str) -> tuple[int, float]:
     "Go on from the newest checkpoint, if there is one: (updates done, seconds spent)."
-    if last_step(stage.path) is None: return 0, 0.0
+    if last_step(stage.path) is None:
+        stage.rewind(0)                    # killed before the first checkpoint: it all begins again
+        return 0, 0.0
     found = load_checkpoint(stage.path, model=model, optimizer=optimizer, fingerprint=fingerprint)
     set_rng_state(found["rng"])
     stage.rewind(found["step"])

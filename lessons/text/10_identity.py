@@ -156,7 +156,7 @@ for split in ("train", "test"):
 assert ask(persona.facts[0], "train", Random(1)) == ask(persona.facts[0], "train", Random(1))
 
 # %% [markdown]
-# The conversations take the facts in turn, so each occurs equally often. One in four has a first exchange about another fact, so that the
+# The conversations take the facts in turn, so each occurs equally often. One in four has a first exchange about a fact drawn at random, so that the
 # model also learns to answer the *last* question.
 #
 # **Trap.** The generator is seeded with a text that contains the split. Seeding train rows with $i$ and test rows with $-i$ looks neat and is a
@@ -311,7 +311,7 @@ assert len(IdentityTask(32, split="test")) == 32
 # ## A short finetuning
 #
 # Does it work? Here is a two-layer model that has read nothing else at all: no stories, no pretraining. It learns the persona from scratch, for a few
-# seconds at the smoke tier and about half a minute at the full one. In the tour, the same rows are a small part of the full mixture.
+# seconds at the smoke tier and about half a minute at the full one. In the tour, about one conversation in six is of these.
 #
 # **Predict, then run.** It answers held-out wordings. On questions that are not about itself, will it keep quiet about its name?
 
@@ -349,8 +349,8 @@ assert found["items"] == 16
 
 # %% [markdown]
 # At the smoke tier the steps are few, so the first number is low. Read the second beside it: a model that has read about nothing but itself has nothing
-# else to say, whatever it is asked. In the full mixture thousands of conversations about the world stand beside a few hundred about the model. That is the
-# cure for leakage: identity rows must be a small share.
+# else to say, whatever it is asked. In the full mixture about one conversation in six is about the model, and all others are about the world. That is the
+# cure for leakage: most of what it reads must be about something else.
 #
 # ## A persona of your own
 #

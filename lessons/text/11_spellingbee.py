@@ -110,7 +110,7 @@ for word in ("strawberry", "drum", "merry", "zebra", "quartz"):
     pieces = word_pieces(tokenizer, word)
     again = tokenizer.encode(spelled(pieces, "r"))
     for piece in pieces:
-        one = tokenizer.encode(piece)
+        one = tokenizer.encode(piece) + tokenizer.encode(":")             # only a spelled line has the colon
         assert any(again[i : i + len(one)] == one for i in range(len(again))), (word, piece)
 quoted = [tokenizer.decode([i]) for i in tokenizer.encode("'strawberry'")]
 spaced = [tokenizer.decode([i]) for i in tokenizer.encode("' strawberry'")]
@@ -201,7 +201,8 @@ assert (
 # cure: strings of one to seven random lower-case tokens. They are no words, and that is the point: every piece gets its turn, in many
 # neighbourhoods. Half of the training rows are such strings.
 #
-# A random string can be a held-out word, or contain one. That would leak the test, so such strings are thrown away.
+# A random string can be a held-out word, or contain one. That would leak the test, so such strings are thrown away. (Words of the world that contain a held-out
+# one, as `amiable` contains `able`, stay: 235 of 3,352, which touch 74 of the 441.)
 
 # %%
 #| export

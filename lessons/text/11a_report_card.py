@@ -157,7 +157,7 @@ except UserError as e: print("refused:", e)
 
 # %% [markdown]
 # From this comes the record. It is the same information in one fixed form, so that a later program, or a person with two
-# reports, finds every number under the same name. Two rules keep it honest. Times are added up, never measured again. And a value that
+# reports, finds every number under the same name. Two rules keep it honest. Times are taken from the files, never measured again. And a value that
 # is not finite becomes `null`, because JSON has no word for NaN and a reader should not have to guess.
 
 # %%
@@ -180,7 +180,8 @@ def _seconds(metrics: dict, wall: float | None) -> dict:
     "Seconds by stage, all evaluation apart, and the total: by the clock on the wall where the run kept it."
     spent = {stage: m.get("seconds") or 0.0 for stage, m in metrics.items()}
     spent["eval"] = sum(m.get("eval_seconds") or 0.0 for m in metrics.values())
-    return {k: round(v, 2) for k, v in (spent | {"total": wall or sum(spent.values())}).items()}
+    total = max(wall or 0.0, sum(spent.values()))          # a killed run's clock may have stopped early
+    return {k: round(v, 2) for k, v in (spent | {"total": total}).items()}
 
 
 def report_record(

@@ -418,8 +418,15 @@ def measure(course: Course, stage: str, model: GPT) -> list[dict]:
 
 # %%
 #| export
-def open_stage(course: Course, name: str, parent: str | None, *sections: str) -> Stage:
+WIRING = {   # stage: its parent, and the sections of the recipe that decide what comes out
+    "tokenizer": (None, "tokenizer"), "base": ("tokenizer", "base", "model"), "mid": ("base", "mid"),
+    "sft": ("mid", "sft"), "rl": ("sft", "rl")}
+STAGES = tuple(WIRING)
+
+
+def open_stage(course: Course, name: str) -> Stage:
     "The stage of this run, after checking that what its folder holds is what we mean."
+    parent, *sections = WIRING[name]
     recipe = {s: course.recipe[s] for s in sections}
     recipe["compute"] = course.probed["dtype"]
     stage = course.run.stage(name, recipe, course.stages.get(parent), course.source.identity, course.seed)
@@ -436,7 +443,7 @@ def chat_texts(course: Course, n: int) -> list[str]:
 
 def tokenizer_stage(course: Course) -> None:
     "Train the tokenizer, or load the one that is there."
-    stage, section = open_stage(course, "tokenizer", None, "tokenizer"), course.recipe["tokenizer"]
+    stage, section = open_stage(course, "tokenizer"), course.recipe["tokenizer"]
     if stage.status() != "finished" and ranks()[0] == 0:
         stage.start()
         began = time.perf_counter()
@@ -501,7 +508,7 @@ def watchers(course: Course) -> dict:   # name -> f(model) -> dict
 
 def base_stage(course: Course, model: GPT, forward: Callable) -> None:
     "Pretraining on the source's text."
-    stage, section = open_stage(course, "base", "tokenizer", "base", "model"), course.recipe["base"]
+    stage, section = open_stage(course, "base"), course.recipe["base"]
     if stage.status() == "finished": return
     rank, _, world = ranks()
     tokens = data.encode_documents(course.tokenizer, course.source.train)
@@ -538,13 +545,13 @@ def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
 
 # %%
 #| export
-def chat_stage(course: Course, name: str, parent: str, model: GPT, forward: Callable) -> None:
+def chat_stage(course: Course, name: str, model: GPT, forward: Callable) -> None:
     "Midtraining or SFT: the same loop, other rows."
     from nanochat.midtrain import midtrain
     from nanochat.sft import sft
-    stage, section = open_stage(course, name, parent, name), course.recipe[name]
+    stage, section = open_stage(course, name), course.recipe[name]
     if stage.status() == "finished": return
-    load_weights(course.run.path / parent, model=model, fingerprint=course.tokenizer.fingerprint())
+    load_weights(course.run.path / WIRING[name][0], model=model, fingerprint=course.tokenizer.fingerprint())
     rank, _, world = ranks()
     options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
                    make_optimizer=optimizer_maker(course), **common_options(course, stage),
@@ -557,7 +564,7 @@ def rl_stage(course: Course, model: GPT) -> None:
     "Reinforcement learning on word problems, mostly the harder ones, with the calculator."
     from nanochat.grpo import grpo
     from nanochat.tools import make_tool
-    stage, section = open_stage(course, "rl", "sft", "rl"), course.recipe["rl"]
+    stage, section = open_stage(course, "rl"), course.recipe["rl"]
     if stage.status() == "finished": return
     load_weights(course.run.path / "sft", model=model, fingerprint=course.tokenizer.fingerprint())
     options = {k: v for k, v in common_options(course, stage).items() if k in ("evaluators", "reduce", "agree")}
@@ -569,9 +576,6 @@ def rl_stage(course: Course, model: GPT) -> None:
 
 # %%
 #| export
-STAGES = ("tokenizer", "base", "mid", "sft", "rl")
-
-
 def run_stages(course: Course, until: str = "rl") -> None:
     "Run the stages up to one of them; what is finished is passed over."
     tokenizer_stage(course)
@@ -579,8 +583,8 @@ def run_stages(course: Course, until: str = "rl") -> None:
     model, forward = learner(course)
     wanted = STAGES[1 : STAGES.index(until) + 1]
     base_stage(course, model, forward)
-    for name, parent in (("mid", "base"), ("sft", "mid")):
-        if name in wanted: chat_stage(course, name, parent, model, forward)
+    for name in ("mid", "sft"):
+        if name in wanted: chat_stage(course, name, model, forward)
     if "rl" in wanted: rl_stage(course, model)
 
 
@@ -656,7 +660,8 @@ from nanochat.report import write_report
 def _commit() -> str:
     "The commit this package stands at, or unknown."
     here = Path(str(files("nanochat")))
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    try: found = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError: return "unknown"                   # there is no git
     return found.stdout.strip() or "unknown"
 
 
@@ -696,6 +701,14 @@ def redo(run: Run, stage: str) -> None:
     for name in reversed(STAGES[STAGES.index(stage):]): run.stage(name, {}).reset()
 
 
+def check_kept(course: Course, until: str, since: str | None) -> None:
+    "`UserError` when a stage that stays was made otherwise: asked before anything is written or deleted."
+    if since and STAGES.index(since) > STAGES.index(until):
+        raise UserError(f"--from {since} comes after {until}, where this run ends")
+    trial = replace(course, stages={})
+    for name in STAGES[: STAGES.index(since) if since else None]: open_stage(trial, name)
+
+
 def is_finished(run: Run) -> bool:
     "Has every stage of a run its metrics?"
     return all((run.path / s / "metrics.json").exists() for s in STAGES)
@@ -704,7 +717,8 @@ def is_finished(run: Run) -> bool:
 def run_course(course: Course, until: str = "rl", since: str | None = None, minutes: float | None = None) -> dict:
     "Run a recipe under the run's lock; returns the report."
     with course.run.lock():
-        note = fit_minutes(course, minutes) if minutes is not None else ""      # may refuse: before anything is deleted
+        note = fit_minutes(course, minutes) if minutes is not None else ""
+        check_kept(course, until, since)                                        # both may refuse: first of all
         if since: redo(course.run, since)
         say_estimate(course, until, note)
         write_facts(course, note)
@@ -831,7 +845,7 @@ def run_command(args: argparse.Namespace) -> None:
     course = train_command(args, args.until)
     if not args.chat or ranks()[0] != 0: return
     print((course.run.path / "report.md").read_text(encoding="utf-8"))
-    talk(course, "rl", 0.0)
+    if args.until != "tokenizer": talk(course, args.until, 0.0)
 
 
 def stage_command(args: argparse.Namespace) -> None:
