@@ -1038,8 +1038,11 @@ assert abs(sum(2 ** -b for b in price.values()) - 1) < 1e-9
 
 
 # %% [markdown]
-# Every text has one path, and the probabilities sum to one. In the large grammar a few texts do have two paths (a list may hold a word
-# that two wordings lead to); that makes the true entropy a hair smaller than our count, and never larger.
+# Every text has one path, and the probabilities sum to one. The large grammar is not quite so clean. A few texts have two paths (a list
+# may hold a word that two wordings lead to). And the eight plain kinds of documents draw a cast before they tell something in which it
+# need not occur: a recipe names nobody, and the 25 bits of its cast were counted for nothing. Both make the true entropy smaller than our
+# count, and never larger. How much? Counted only where the text names them, heroes, friends and objects leave 0.373 of 0.376 bits per byte
+# in 2 MB of text; for recipes alone 0.42 of 0.54. So the dashed line of all later curves stands about one percent too high.
 #
 # ## Conversations
 #
