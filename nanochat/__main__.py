@@ -583,7 +583,9 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
     with course.run.lock():
         note = fit_minutes(course, minutes) if minutes is not None else ""
         check_kept(course, until, since)                                        # both may refuse: first of all
-        if since: redo(course.run, since)
+        if since:
+            redo(course.run, since)
+            distributed.any_rank(True)                                          # no rank goes on before it is gone
         say_estimate(course, until, note)
         write_facts(course, note)
         finished = is_finished(course.run)

@@ -830,7 +830,8 @@ def download_shards(
 ) -> list[Path]:                  # the files, in order
     """Download files of a data set; what is there already is kept, what broke off is continued.
 
-    A file appears under its name when it is whole and its sum is right. `UserError` when the hub cannot be reached."""
+    A file appears under its name when it is whole and its sum is right. `UserError` when the hub
+    cannot be reached, or a file arrived damaged."""
     from huggingface_hub import hf_hub_download, hf_hub_url
     def fetch(name: str) -> Path:
         path, raw = Path(folder, name), Path(folder, ".unchecked")
