@@ -3,8 +3,8 @@ PY ?= python3
 WORKERS ?= 2
 SETUP = @command -v $(PY) > /dev/null || { echo "no $(PY) here: install Python 3.11 or newer, or say which: make PY=/path/to/python"; exit 2; }; $(PY) tools/setup.py
 BIN = $(shell $(PY) tools/setup.py bin)
-PYTHON = $(BIN)/python
-LAB = $(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(filter 0,$(shell id -u)),--allow-root)
+PYTHON = "$(BIN)/python"
+LAB = "$(BIN)/jupyter" lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(filter 0,$(shell id -u)),--allow-root)
 NBVAL = $(PYTHON) -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/sanitize.cfg
 ONE_THREAD = OMP_NUM_THREADS=1 NANOCHAT_HOME="$$home"
 AS_TEST = home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; trap 'exit 130' INT TERM; set -e;
@@ -68,8 +68,8 @@ execute:           ## runs notebooks and stores their outputs (NB="01_tokenizer 
 
 pins:              ## for maintainers: adds what is new in pyproject.toml to constraints.txt
 	$(SETUP) test
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
+	@"$(BIN)/uv" pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-annotate pyproject.toml -o constraints.txt
 
 clean:             ## removes what builds and tests leave; never .venv, work or trained models
 	@rm -rf build dist *.egg-info rustbpe/target rustbpe/core/target .pytest_cache
-	@find . -name .venv -prune -o -name work -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
+	@find . -name .venv -prune -o -name 'work*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

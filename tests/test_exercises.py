@@ -165,6 +165,38 @@ def test_start_copies_and_never_overwrites(house, capsys):
     assert "stays as it is" in capsys.readouterr().out
 
 
+def test_half_a_copy_does_not_stay(house, monkeypatch):
+    copy = house / "work" / BOOKS[0].name
+    def full(source, target):
+        target.write(b"{")
+        raise OSError("no space left")
+    monkeypatch.setattr(start.shutil, "copyfileobj", full)
+    with pytest.raises(OSError): start.main([BOOKS[0].stem], house)
+    assert not copy.exists()
+    monkeypatch.undo()
+    start.main([BOOKS[0].stem], house)
+    assert copy.read_bytes() == (house / "exercises" / copy.name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_right_answer_in_single_precision_passes(dtype):
+    "Torch computes in float32 unless told otherwise, and the task asks for nothing else."
+    source = (f"def power_law(D, loss, floor):\n    x = torch.tensor(D, dtype=torch.{dtype}).log()\n"
+              f"    y = (torch.tensor(loss, dtype=torch.{dtype}) - floor).log()\n"
+              "    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()\n"
+              "    return (y.mean() - slope * x.mean()).exp().item(), -slope.item()")
+    for _ in range(3): run(ROOT / "solutions" / "03_pretraining.ipynb", "power", source)
+
+
+def test_positions_may_be_an_index():
+    source = ("def rotate(x, positions):\n    D = x.shape[-1]\n"
+              "    angles = torch.arange(1000)[:, None] * 10000 ** (-torch.arange(0, D, 2) / D)\n"
+              "    cos, sin = angles.cos()[positions], angles.sin()[positions]\n"
+              "    a, b = x[..., : D // 2], x[..., D // 2 :]\n"
+              "    return torch.cat((a * cos + b * sin, b * cos - a * sin), -1)")
+    run(ROOT / "solutions" / "02_attention.ipynb", "rotate", source)
+
+
 def test_start_lessons_copies_only_what_is_missing(house):
     (house / "lessons").mkdir()
     for name in ("a", "b"): (house / "lessons" / f"{name}.ipynb").write_text(f"new {name}", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The house itself: configuration that agrees, and notebooks that a reader on the web can read."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,26 @@ def test_every_target_has_a_line_of_help():
     for target in phony: assert re.search(rf"^make {target} +\S", shown, re.M), target
     wanted = "tour test test-fast lab author start ex sync check clean help execute install"
     assert set(wanted.split()) <= set(phony)
+
+
+def test_clean_leaves_work_alone_whatever_it_is_called(tmp_path):
+    for name in ("work/lessons/.ipynb_checkpoints", "work copy/lessons/.ipynb_checkpoints", "a b/__pycache__", "nanochat/__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a").touch()
+    (tmp_path / "work" / "mine.ipynb").touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    assert subprocess.run(["make", "-s", "clean"], cwd=tmp_path).returncode == 0
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"Makefile", "work/mine.ipynb", "work/lessons/.ipynb_checkpoints/a", "work copy/lessons/.ipynb_checkpoints/a"}
+
+
+def test_a_folder_with_a_space_is_quoted(tmp_path):
+    place = tmp_path / "my course"
+    (place / "tools").mkdir(parents=True)
+    for name in ("Makefile", "tools/setup.py"): shutil.copy(ROOT / name, place / name)
+    for target in ("tour", "lab", "test", "pins"):
+        said = subprocess.run(["make", "-n", target], cwd=place, capture_output=True, text=True).stdout
+        assert f'"{place}/.venv/bin/' in said and f" {place}/.venv" not in said.replace(f'"{place}', "")
 
 
 def test_importing_the_package_writes_and_prints_nothing(tmp_path):

@@ -219,6 +219,29 @@ def test_minutes_that_are_refused_delete_nothing(tmp_path, monkeypatch, capsys):
     assert "--minutes" in capsys.readouterr().err and (tmp_path / "smoke" / "base").is_dir()
 
 
+def test_minutes_keep_what_was_decided_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    kept = program.load_recipe("laptop")
+    kept["base"]["steps"], kept["model"]["depth"] = 77, 3
+    (tmp_path / "laptop").mkdir()
+    (tmp_path / "laptop" / "run.json").write_text(json.dumps({"note": "to fit the time asked for: depth 3", "settings": kept}))
+    seen = []
+    def look(recipe, *rest):
+        seen.append(recipe)
+        raise UserError("seen")
+    monkeypatch.setattr(program, "open_course", look)
+    for words in (["--seed", "5"], ["--depth", "6"], ["--set", "base.rows=8"]):
+        assert program.main(["run", "laptop", "--minutes", "5", *words]) == 2
+    assert [r["base"]["steps"] for r in seen] == [77, 77, 77]
+    assert [r["model"]["depth"] for r in seen] == [3, 6, 3] and seen[0]["seed"] == 5 and seen[2]["base"]["rows"] == 8
+
+
+def test_minutes_that_change_nothing_are_a_decision_too(monkeypatch):
+    monkeypatch.setattr(program, "step_seconds", lambda course: 1e-6)
+    course = program.Course(program.load_recipe("laptop"), None, {"compile": False}, None)
+    assert "nothing had to change" in program.fit_minutes(course, 60)       # so that the same command goes on
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert program._commit() == "unknown"

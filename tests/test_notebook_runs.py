@@ -70,7 +70,9 @@ def test_execute_stores_the_same_file_twice_and_keeps_ids(tmp_path):
         command = [sys.executable, "-B", ROOT / "tools" / "execute.py", path]
         assert subprocess.run(command, capture_output=True, env={**os.environ, "NANOCHAT_TIER": "smoke"}).returncode == 0
         return path.read_bytes()
+    age = path.stat().st_mtime_ns
     first = execute()
+    assert path.stat().st_mtime_ns == age and [p.name for p in tmp_path.iterdir()] == ["e.ipynb"]    # a newer twin stays the newer
     cells = nbformat.read(path, 4).cells
     assert execute() == first and [c.id for c in cells] == ["cell-0", "cell-1", "cell-2"]
     assert cells[0].outputs[0].text.endswith("2") and "0" not in cells[0].outputs[0].text

@@ -105,6 +105,22 @@ def test_no_network_is_one_line_and_exit_2(setup, tmp_path, monkeypatch, capfd):
     assert not list((tmp_path / ".venv").glob(".done-*"))
 
 
+def test_an_interrupted_venv_is_made_again(setup, tmp_path, monkeypatch):
+    "Ctrl-C while ensurepip runs leaves a Python without pip, which no pip can mend."
+    env, calls = tmp_path / ".venv", []
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
+    assert not setup.has_pip(setup.python_of(env)) and setup.has_pip(sys.executable)
+    monkeypatch.setattr(setup, "call", lambda command, what: calls.append([str(c) for c in command]))
+    setup.make_venv(env, sys.executable)
+    assert calls[0][1:4] == ["-m", "venv", "--clear"] and calls[1][-1] == "uv"
+
+
+def test_ctrl_c_is_one_line_and_exit_130(setup, monkeypatch, capfd):
+    def stopped(target): raise KeyboardInterrupt
+    monkeypatch.setattr(setup, "prepare", stopped)
+    assert setup.main(["tour"]) == 130 and "the same command goes on" in capfd.readouterr().err
+
+
 def test_a_finished_set_up_is_not_done_again(setup, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(setup, "make_venv", lambda env, python: env.mkdir(exist_ok=True))

@@ -51,13 +51,16 @@ def tidy(nb) -> None:
 
 
 def execute(path: Path, timeout: int = 1800) -> None:
-    "Run one notebook in its own folder and store its outputs."
-    nb = nbformat.read(path, 4)
+    "Run one notebook in its own folder and store its outputs; its age stays, since its source does (`sync.py`: the newer wins)."
+    was, nb = path.stat(), nbformat.read(path, 4)
     client = NotebookClient(nb, timeout=timeout, kernel_name="python3", store_widget_state=False,
                             resources={"metadata": {"path": str(path.parent)}})
     client.execute()
     tidy(nb)
-    path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+    part = path.with_suffix(".tmp")
+    part.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+    os.utime(part, ns=(was.st_atime_ns, was.st_mtime_ns))
+    os.replace(part, path)
 
 
 def find(name: str) -> Path:

@@ -83,6 +83,12 @@ def can_make_venv(python):
     return run.returncode == 0
 
 
+def has_pip(python):
+    "Whether pip is there: not when the making of the environment was interrupted."
+    run = subprocess.run([str(python), "-c", "import pip"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return run.returncode == 0
+
+
 def rust_problem():
     "Why the Rust trainer cannot be built, None when it can."
     if not shutil.which("cargo"): return "no Rust (cargo) here"
@@ -159,12 +165,13 @@ def call(command, what):
 
 def make_venv(env, python):
     "A fresh .venv with uv in it; one that is of no use any more is replaced."
-    if (version_of(python_of(env)) or (0, 0)) < OLDEST:
+    uv = programs(env) / ("uv.exe" if WINDOWS else "uv")
+    if (version_of(python_of(env)) or (0, 0)) < OLDEST or not (uv.is_file() or has_pip(python_of(env))):
         if not can_make_venv(python):
             raise Problem("this Python has no venv module: install it (Debian, Ubuntu: `apt install python3-venv`) and run this again")
         say("making .venv: a download of 3 GB on Linux, where PyTorch brings CUDA, and 6 GB on disk ...")
         call([python, "-m", "venv", "--clear", env], "the virtual environment could not be made; is the disk full?")
-    if not (programs(env) / ("uv.exe" if WINDOWS else "uv")).is_file():
+    if not uv.is_file():
         call([python_of(env), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "uv"],
              "uv could not be installed: is there a network? Run the same command again to go on")
 
@@ -224,6 +231,9 @@ def main(args):
     except Problem as e:
         say(str(e))
         return 2
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        return 130
     return 0
 
 

@@ -38,7 +38,11 @@ def copy_new(source: Path, target: Path) -> bool:
     "Copy unless the target exists; whether a copy was made. Holds also when two run at once."
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with target.open("xb") as out, source.open("rb") as book: shutil.copyfileobj(book, out)
+        with source.open("rb") as book, target.open("xb") as out:
+            try: shutil.copyfileobj(book, out)
+            except BaseException:                       # half a copy would stay for ever
+                target.unlink()
+                raise
     except FileExistsError:
         return False
     return True

@@ -643,7 +643,7 @@ def fit_minutes(course: Course, minutes: float) -> str:
         for s in ("base", "mid", "sft", "rl"): recipe[s]["steps"] = max(1, int(recipe[s]["steps"] * share))
         said.append(f"{share:.0%} of the steps")
         break
-    return "to fit the time asked for: " + ", ".join(said) if said else ""
+    return "to fit the time asked for: " + (", ".join(said) or "nothing had to change")
 
 
 # %% [markdown]
@@ -828,12 +828,18 @@ def recipe_from(args: argparse.Namespace) -> dict:
 
 # %%
 #| export
+def shortened(recipe: dict, kept: dict, depth: int | None) -> None:
+    "Take over what `--minutes` decided when the run began: steps, and the depth unless one is asked for. No minutes are left."
+    for stage in ("base", "mid", "sft", "rl"): recipe[stage]["steps"] = kept[stage]["steps"]
+    if depth is None: recipe["model"]["depth"] = kept["model"]["depth"]
+
+
 def train_command(args: argparse.Namespace, until: str) -> Course:
     "Run a recipe as the options say."
     recipe = recipe_from(args)
     run = Run(args.name or recipe["name"])
     kept = stored_facts(run)
-    if args.minutes and kept.get("note"): recipe, args.minutes = kept["settings"], None     # decided at the start
+    if args.minutes and kept.get("note"): args.minutes = shortened(recipe, kept["settings"], args.depth)
     course = open_course(recipe, run, args.device, args.dtype)
     course.wandb = args.wandb
     with distributed.session(course.device):

@@ -106,6 +106,10 @@ WRONG = {
         ("def from_the_right():\n"
          "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\p{N}{1,3}(?=(?:\\p{N}{3})?(?!\\p{N}))')",
          "up to the end of the number"),
+        # threes up to the end of the text
+        ("def from_the_right():\n"
+         "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\p{N}{1,3}(?=(?:\\p{N}{3})*$)|\\p{N}{1,3}')",
+         "where no digit follows"),
         # digits only: the rest of the text is lost
         ("def from_the_right():\n"
          "    return r'\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))'",

@@ -92,6 +92,13 @@ WRONG = {
         (ADD_UP.replace("loss += part.item()", "loss += model(x, y).item() / len(pieces)"), "weight the losses"),
     ],
     "guarded": [
+        # asks by tolist, which no operation shows
+        ("def guarded_step(params, lr):\n"
+         "    good = torch.stack([p.grad.isfinite().all() for p in params]).all().tolist()\n"
+         "    with torch.no_grad():\n"
+         "        for p in params:\n"
+         "            if good: p -= lr * p.grad",
+         "tolist"),
         # zero times NaN
         ("def guarded_step(params, lr):\n"
          "    good = torch.stack([p.grad.isfinite().all() for p in params]).all()\n"
@@ -217,6 +224,13 @@ WRONG = {
          "        if rows % n == 0 and n * per_row <= free: return n\n"
          "    raise ValueError",
          "beside the rows"),
+        # a division that goes below zero
+        ("def rows_at_a_time(rows, fixed, per_row, free):\n"
+         "    n = min(rows, (free - fixed) // per_row)\n"
+         "    if n == 0: raise ValueError\n"
+         "    while rows % n: n -= 1\n"
+         "    return n",
+         "raise ValueError"),
         # a silent answer
         ("def rows_at_a_time(rows, fixed, per_row, free):\n"
          "    good = [n for n in range(1, rows + 1) if rows % n == 0 and fixed + n * per_row <= free]\n"
