@@ -160,7 +160,7 @@ def probe(device_name: str = "auto", dtype_name: str = "auto") -> dict:
     "What this machine offers: device, dtype, whether compiling works, threads."
     device = pick_device(device_name)
     dtype = pick_dtype(device, dtype_name)
-    return {"device": device.type, "dtype": str(dtype).removeprefix("torch."),
+    return {"device": device_name if ":" in device_name else device.type, "dtype": str(dtype).removeprefix("torch."),
             "compile": can_compile(), "threads": torch.get_num_threads()}
 
 # %% ../lessons/12_capstone.ipynb #58cb9a15

@@ -125,9 +125,11 @@ class Decoder:
 
     def decode(self) -> Tensor:
         "(slots, C) features of the newest token of each row."
-        texts = [self.rows.tokens[r] for r in self.slots]
+        texts, live = [self.rows.tokens[r] for r in self.slots], set(self.rows.live)
+        room = self.model.config.max_len - 1
         newest = torch.tensor([[t[-1]] for t in texts], device=self.model.device)
-        self.cache.trim([len(t) - 1 for t in texts])      # finished rows stand still
+        self.cache.trim([len(t) - 1 if r in live else min(len(t) - 1, room)      # these stand still
+                         for r, t in zip(self.slots, texts)])
         return self.model.features(newest, self.cache)[:, -1]
 
     def compact(self) -> None:

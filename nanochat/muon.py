@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from .optim import adamw_update_fused, batch_scale, check_groups, horizon_scale, width_scale, with_gradient
+from .optim import (adamw_update_fused, batch_scale, check_groups, counters_home, horizon_scale,
+                            width_scale, with_gradient)
 from .workshop import UserError
 
 # %% ../lessons/04_muon.ipynb #b0d1dc8d
@@ -121,6 +122,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, allowed: Tensor | None = None) -> None:
         "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: UPDATES[group["kind"]](group, self.state, allowed)
+
+    def load_state_dict(self, found: dict) -> None:
+        "As torch's, with the counters of the steps on the device as well."
+        super().load_state_dict(found)
+        counters_home(self.state)
 
 
 class Muon(MuonAdamW):

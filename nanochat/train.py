@@ -39,7 +39,7 @@ def evaluate_bpb(
         x, y = x.to(device), y.to(device)
         size = token_bytes[y.clamp(min=0)] * (y != -1)               # (B, T)
         nats = (model(x, y, reduction="none").view_as(y) * (size > 0)).sum()
-        sums += torch.stack([nats.double(), size.sum().double()]).cpu()
+        sums += torch.stack([nats.cpu().double(), size.sum().cpu().double()])    # MPS has no double
     if reduce: reduce([sums])
     nats, size = sums.tolist()
     if size == 0: raise UserError("bits per byte: no byte to predict in this text; give it more")
@@ -129,7 +129,7 @@ def _later(values: Tensor) -> Callable[[], list]:
     "Start copying numbers to the host; what is returned waits for them, not for work queued since."
     if not values.is_cuda: return values.tolist
     host, event = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(values.device))       # which need not be the current device's
     return lambda: (event.synchronize(), host.tolist())[1]
 
 

@@ -122,6 +122,16 @@ def test_the_text_may_fill_the_rotary_tables_and_not_one_token_more():
         with pytest.raises(UserError, match="longer than 40"): make(model, [])([[1] * 41], max_new_tokens=1)
 
 
+def test_a_row_that_ends_at_the_end_of_the_tables_lets_the_others_go_on():
+    model = lively(seq_len=4)                                          # tables of 40
+    full, short = [1] * 40, [[2, 3], [4]]
+    first = make_sampler(model, [])([full], max_new_tokens=1, temperature=0)[0].tokens[0]        # the 41st, which is not read
+    prompts, how = [full, *short], dict(max_new_tokens=6, temperature=0)
+    want = make_sampler(model, [first])(prompts, **how)
+    assert len(want[0].tokens) == 1 and make_engine(model, [first])(prompts, **how) == want
+    assert max(len(s.tokens) for s in want[1:]) > 2                    # else nothing went on
+
+
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_stream_equals_the_engine(temperature):
     model = lively()

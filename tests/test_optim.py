@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat.muon import MUON, MuonAdamW
 from nanochat.optim import AdamW, adamw_update, adamw_update_fused, batch_scale, check_groups, clip_by_global_norm, horizon_scale, schedule, width_scale
 from nanochat.train import train
 from nanochat.workshop import UserError
@@ -150,6 +151,22 @@ def test_a_decay_that_grows_or_flips_weights_is_refused(decay):
 def test_other_settings_that_cannot_work_are_refused(call):
     with pytest.raises(UserError) as caught: call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "MuonAdamW"])
+def test_a_state_read_on_the_cpu_goes_where_the_parameters_are(name):
+    "Torch moves the moments of a loaded state and leaves the counter; the meta device stands for a GPU here."
+    def make(device):
+        p = torch.nn.Parameter(torch.zeros(4, 3, device=device))
+        groups = [{"params": [p], "lr": 0.1}]
+        return p, AdamW(groups) if name == "AdamW" else MuonAdamW([MUON | groups[0]])
+    p, there = make("cpu")
+    p.grad = torch.ones(4, 3)
+    there.step()
+    _, here = make("meta")
+    here.load_state_dict(there.state_dict())
+    (state,) = here.state.values()
+    assert len(state) >= 2 and {k: v.device.type for k, v in state.items()} == dict.fromkeys(state, "meta")
 
 
 def test_bf16_parameters_keep_their_state_in_fp32():

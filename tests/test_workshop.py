@@ -88,7 +88,7 @@ def test_ranks_and_print0(monkeypatch, capsys):
 
 def test_devices(monkeypatch):
     assert w.pick_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "cpu0", ""):
+    for name in ("gpu", "cpu0", "", "cpu:x", "cpu:1", "cpu:", "cuda:x", "cuda:-1", "mps:٠"):
         with pytest.raises(w.UserError): w.pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -99,6 +99,9 @@ def test_devices(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert w.pick_device() == torch.device("cuda:1") and w.pick_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(w.UserError, match="cuda:2"): w.pick_device("cuda:2")
+    with pytest.raises(w.UserError, match="cuda:-1"): w.pick_device("cuda:-1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)              # two processes on one GPU
+    with pytest.raises(w.UserError, match="cuda:1"): w.pick_device()
 
 
 def test_dtypes(monkeypatch):

@@ -259,14 +259,14 @@ def pick_device(
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     if name == "auto": name = next(kind for kind, there in found.items() if there)
-    kind, _, index = name.partition(":")
-    if kind not in found:
+    kind, colon, index = name.partition(":")
+    if kind not in found or (colon and not (index.isascii() and index.isdigit())):
         raise UserError(f"no device is called {name!r}; choose auto, cpu, cuda or mps")
-    if not found[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"torch finds no device {name} on this machine; "
+    at = int(index) if index else ranks()[1] if kind == "cuda" else 0
+    if not found[kind] or at >= (torch.cuda.device_count() if kind == "cuda" else 1):
+        raise UserError(f"torch finds no device {kind}:{at} on this machine; "
                         "use --device cpu or --device auto")
-    if kind == "cuda" and not index: return torch.device("cuda", ranks()[1])
-    return torch.device(name)
+    return torch.device(kind, at) if kind == "cuda" else torch.device(kind)
 
 
 # %%

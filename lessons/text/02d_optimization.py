@@ -304,6 +304,8 @@ def adamw_update_fused(
     "The same as `adamw_update`, in one walk through memory (torch's fused kernel)."
     params = [p for p in group["params"] if p.grad is not None]
     if not params: return
+    if params[0].device.type == "mps":                     # its kernel does not look at found_inf
+        return adamw_update(group, state, allowed)
     states = [_adamw_state(state[p], p) for p in params]
     t, m, v = ([s[k] for s in states] for k in ("step", "exp_avg", "exp_avg_sq"))
     adamw(params, [p.grad for p in params], m, v, [], t, fused=True, amsgrad=False, maximize=False,
@@ -355,6 +357,14 @@ for lr, decay in ((0.0, 0.0), (-0.1, 0.0), (float("nan"), 0.0), (0.1, 20.0)):
 
 # %%
 #| export
+def counters_home(
+    state: dict,  # an optimizer's state, by parameter
+) -> None:
+    "Move step counters to the device of their parameters: torch loads all else there, but not them."
+    for p, s in state.items():
+        if "step" in s: s["step"] = s["step"].to(p.device)
+
+
 class AdamW(torch.optim.Optimizer):
     "AdamW in fp32 as a torch optimizer, for parameters or for torch's list of groups."
 
@@ -372,6 +382,11 @@ class AdamW(torch.optim.Optimizer):
     def step(self, allowed: Tensor | None = None) -> None:
         "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: adamw_update(group, self.state, allowed)
+
+    def load_state_dict(self, found: dict) -> None:
+        "As torch's, with the counters of the steps on the device as well."
+        super().load_state_dict(found)
+        counters_home(self.state)
 
 
 # %% [markdown]

@@ -23,7 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-from nanochat.optim import adamw_update_fused, batch_scale, check_groups, horizon_scale, width_scale, with_gradient
+from nanochat.optim import (adamw_update_fused, batch_scale, check_groups, counters_home, horizon_scale,
+                            width_scale, with_gradient)
 from nanochat.workshop import UserError
 
 # %% [markdown]
@@ -527,6 +528,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, allowed: Tensor | None = None) -> None:
         "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: UPDATES[group["kind"]](group, self.state, allowed)
+
+    def load_state_dict(self, found: dict) -> None:
+        "As torch's, with the counters of the steps on the device as well."
+        super().load_state_dict(found)
+        counters_home(self.state)
 
 
 class Muon(MuonAdamW):
