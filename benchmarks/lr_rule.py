@@ -21,7 +21,7 @@ import torch
 from muon_vs_adamw import HERE, Results, run, world
 
 from nanochat import workshop
-from nanochat.muon import make_optimizer
+from nanochat.muon import make_optimizer, ns_rounds
 
 FACTOR, MICRO = 1.5, 16                       # between neighbours; rows that are worked on at once
 TOKENS = {4096: 3e6, 65536: 8e6}              # of a whole run, by tokens per update
@@ -41,7 +41,8 @@ def measure(a, w: dict, results: Results, depth: int, batch: int) -> dict:
     case, steps = f"d{depth}-{batch}", max(1, round(a.scale * TOKENS[batch] / batch))
     settings = argparse.Namespace(**vars(a) | {"depth": depth, "rows": MICRO})
     def trial(multiplier, seed):
-        make = partial(make_optimizer, lr_scale=multiplier, batch_tokens=batch, steps=steps, ns_dtype=a.dtype)
+        make = partial(make_optimizer, lr_scale=multiplier, batch_tokens=batch, steps=steps, ns_dtype=a.dtype,
+                       ns_steps=a.rounds or ns_rounds(64 * depth, batch))
         return run(settings, w, make, steps, seed, accumulate=batch // (MICRO * a.seq_len))
     best = best_of(results, case, trial, [-1, 0, 1] if depth == 6 else [-2, -1, 0, 1, 2], grow=depth < 6)
     if a.timid: results.get(f"{case} published rule seed 0", lambda: trial((batch / 2**19) ** 0.5, 0))
@@ -62,6 +63,7 @@ def main() -> None:
     p.add_argument("--scale", type=float, default=1.0, help="share of the tokens of each run; below 1 nothing is proved")
     p.add_argument("--megabytes", type=float, default=12.0, help="text of the world")
     p.add_argument("--timid", action="store_true")
+    p.add_argument("--rounds", type=int, default=0, help="of Newton-Schulz; 0: as many as a recipe would make")
     p.add_argument("--out", type=Path, default=HERE / "results" / "lr_rule.json")
     a = p.parse_args()
     a.seq_len, a.vocab_size, a.val_kilobytes = 256, 1024, 25 * a.megabytes

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NS_COEFFICIENTS', 'MUON', 'ADAMW', 'UPDATES', 'newton_schulz', 'muon_update', 'MuonAdamW', 'Muon', 'make_optimizer',
-           'make_adamw']
+           'make_adamw', 'ns_rounds']
 
 # %% ../lessons/04_muon.ipynb #a403193e
 import math
@@ -155,7 +155,7 @@ def make_optimizer(
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
     steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
-    ns_steps: int = 3,             # rounds of Newton-Schulz: five where they cost nothing
+    ns_steps: int = 3,             # rounds of Newton-Schulz: see `ns_rounds`
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
@@ -189,3 +189,11 @@ def make_adamw(
     decays = {"matrices": weight_decay}
     return MuonAdamW([ADAMW | {"params": parts[k], "lr": lr, "weight_decay": decays.get(k, 0.0)}
                       for k, lr in rates.items()])
+
+# %% ../lessons/04_muon.ipynb #0543827a
+def ns_rounds(
+    n_embd: int,        # width of the model
+    batch_tokens: int,  # tokens per update, all ranks together
+) -> int:
+    "Rounds of Newton-Schulz: five where the last two cost 1% of a step's operations or less, else three."
+    return 5 if batch_tokens >= 140 * n_embd else 3

@@ -242,6 +242,43 @@ def test_minutes_that_change_nothing_are_a_decision_too(monkeypatch):
     assert "nothing had to change" in program.fit_minutes(course, 60)       # so that the same command goes on
 
 
+@pytest.mark.slow
+def test_a_run_stays_on_its_device_and_can_be_used_anywhere(smoke, monkeypatch, capsys):
+    home, _ = smoke
+    for key, value in environment(home).items(): monkeypatch.setenv(key, value)
+    kept, path = json.loads((home / "smoke" / "run.json").read_text()), home / "smoke" / "run.json"
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[kept["probed"]["dtype"]]
+    assert program.main(["run", "smoke", *TINY, "--dtype", other]) == 2 and "--name NEW" in capsys.readouterr().err
+    monkeypatch.setattr(program, "home", lambda: home)
+    away = kept | {"probed": kept["probed"] | {"device": "cuda:7"}}
+    try:
+        path.write_text(json.dumps(away))
+        assert program.main(["run", "smoke", *TINY, "--device", "cpu"]) == 2
+        assert "was begun on cuda:7" in capsys.readouterr().err
+        assert program.main(["chat", "--name", "smoke", "--ask", "Who are you?"]) == 0
+    finally: path.write_text(json.dumps(kept))
+
+
+def test_the_estimate_is_the_slowest_ranks_and_goes_by_parts(monkeypatch):
+    recipe = program.load_recipe("smoke")
+    course = program.Course(recipe, None, {"device": "cpu", "dtype": "float32", "compile": False}, None)
+    seen = []
+    monkeypatch.setattr(program.distributed, "gather_objects", lambda thing: [thing, 7.0])
+    monkeypatch.setattr(program.train, "rows_that_fit", lambda model, rows: seen.append(rows) or 1)
+    assert program.step_seconds(course) == 7.0 and seen == [recipe["base"]["rows"]]
+
+
+def test_large_batches_get_five_rounds():
+    from nanochat.gpt import GPT, config_for
+    recipe = program.load_recipe("laptop")
+    course = program.Course(recipe, None, {"device": "cpu", "dtype": "float32"}, None)
+    with torch.device("meta"): model = GPT(config_for(4, 1024, 256, head_dim=64))
+    def rounds(): return program.optimizer_maker(course)(model).param_groups[2]["ns_steps"]
+    assert rounds() == 3                          # 4,096 tokens a step
+    recipe["base"]["accumulate"] = 16             # 65,536
+    assert rounds() == 5
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert program._commit() == "unknown"
@@ -270,7 +307,8 @@ def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_train_the_same_recipe(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577", "-m", "nanochat",
-             "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--set", "base.rows=4", "--dtype", "float32"]
+             "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--minutes", "60",      # decided together
+             "--set", "base.rows=4", "--dtype", "float32"]
     done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path), text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     single = nanochat(tmp_path, "pretrain", "--recipe", "smoke", "--name", "one", *TINY, "--set", "base.rows=8",

@@ -577,7 +577,7 @@ def make_optimizer(
     batch_tokens: int = 2**19,     # tokens per update, all ranks together
     steps: float = math.inf,       # updates of the whole run: a short one takes larger steps
     weight_decay: float = 0.0,     # of the matrices
-    ns_steps: int = 3,             # rounds of Newton-Schulz: five where they cost nothing
+    ns_steps: int = 3,             # rounds of Newton-Schulz: see `ns_rounds`
     ns_dtype: torch.dtype = torch.float32,  # bfloat16 where this machine is faster with it
 ) -> MuonAdamW:
     """The course's optimizer: Muon for matrices, AdamW for the rest, at nanochat's first rates.
@@ -922,7 +922,7 @@ assert rounds["from that of A"][3] < rounds["as it is"][0] + 0.3
 #
 # **Then why three?** Because a hundred steps of two layers are one thing. On the four-layer model and in 652 steps, which is what you wait for, three rounds from the norm of $A$ ended at 0.476 bits per byte and five from the norm of $X$ at 0.480 (one seed; seeds differ by 0.011): no difference. Early on, when one direction towers over the rest, two further rounds bring more of them up, and a short race sees nothing but early on. On the smallest model, two layers of 128, something of the difference remains in long runs: with three seeds of 1,400 steps five rounds were ahead by 5%, ahead by 1%, and behind by a third of a percent.
 #
-# So the package makes three, for less than half the price, and spends what that saves on more steps. `ns_steps` of `make_optimizer` is the dial, if you see it differently. **A number that a short race suggests is a number for short runs**: you met this with the rate, and here it is again.
+# So on a laptop the package makes three, for less than half the price of five plain ones, and spends what that saves on more steps. `ns_steps` of `make_optimizer` is the dial, and `ns_rounds` below says when five cost nothing. **A number that a short race suggests is a number for short runs**: you met this with the rate, and here it is again.
 #
 # ## At scale: what it costs
 #
@@ -951,9 +951,33 @@ for n, m in ((32, 128), (32, 32)):
     print(f"{n} by {m}: the formula says {matrix_flops(n, m):,}, and PyTorch counted {counter.get_total_flops():,} while it ran")
     assert counter.get_total_flops() == matrix_flops(n, m)
 
+
 # %% [markdown]
-# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. Five rounds are free there, too, and they are what large models were trained with, so `make_optimizer(model, ns_steps=5)` is the careful choice. On a laptop at depth 4 it is a tenth of the arithmetic, so there
-# it should run in bf16 where the machine can, batched, and on the smaller side, as ours does. The larger side would cost many times as much on the MLP's matrices. How long does the whole step take *here*?
+# ($m = 4n$: $34n^3$ against $24n^2B$, so $1.4\,n/B$. Five rounds of the plain loop, $5(4n^2m + 2n^3)$, would be $5\,n/B$ and $3.75\,n/B$: more than twice as much in all.) On eight GPUs it is free: under 1%, and shared among them as in lesson 03b. On a laptop at depth 4 it is a tenth of the arithmetic, so there
+# it should run in bf16 where the machine can, batched, and on the smaller side, as ours does. The larger side would cost many times as much on the MLP's matrices.
+#
+# **So how many rounds?** In our form five take $30n^3$ for a square matrix and $8n^2m + 28n^3$ for the others, for a whole block $1.4\,n/B$ of the training more than three. From $B = 140\,n$ on that is one percent or less. And large batches are where they pay: so many tokens make few steps, and few steps are a short run. With 65,536 tokens a step and 122 steps
+# FIVE_AGAINST_THREE (`benchmarks/RESULTS.md`). So the recipes ask this function:
+
+# %%
+#| export
+def ns_rounds(
+    n_embd: int,        # width of the model
+    batch_tokens: int,  # tokens per update, all ranks together
+) -> int:
+    "Rounds of Newton-Schulz: five where the last two cost 1% of a step's operations or less, else three."
+    return 5 if batch_tokens >= 140 * n_embd else 3
+
+
+# %%
+for n, B in ((256, 4096), (256, 2**16), (1280, 2**19)): print(f"width {n:,}, {B:,} tokens a step: {ns_rounds(n, B)} rounds")
+for n, m in ((32, 128), (32, 32)):
+    with FlopCounterMode(display=False) as counter: newton_schulz(torch.randn(1, n, m), 5)
+    assert counter.get_total_flops() == (8 * n * n * m + 28 * n**3 if n < m else 30 * n**3)
+assert ns_rounds(256, 4096) == 3 and ns_rounds(1280, 2**19) == 5
+
+# %% [markdown]
+# How long does the whole step take *here*?
 
 # %%
 from time import perf_counter

@@ -219,7 +219,7 @@ def probe(device_name: str = "auto", dtype_name: str = "auto") -> dict:
     device = pick_device(device_name)
     dtype = pick_dtype(device, dtype_name)
     return {"device": device_name if ":" in device_name else device.type, "dtype": str(dtype).removeprefix("torch."),
-            "compile": can_compile(), "threads": torch.get_num_threads()}
+            "compile": can_compile(device.type), "threads": torch.get_num_threads()}
 
 
 # %%
@@ -237,7 +237,7 @@ from nanochat import distributed
 from nanochat.checkpoint import Run, Stage, load_weights, newest_finished
 from nanochat.engine import make_engine
 from nanochat.gpt import GPT, config_for
-from nanochat.muon import make_optimizer
+from nanochat.muon import make_optimizer, ns_rounds
 from nanochat.tokenizer import Tokenizer
 
 
@@ -288,7 +288,8 @@ def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_
     "Muon and AdamW at the recipe's rates; over several ranks each keeps a part of the optimizer's state."
     base, rates = course.recipe["base"], ("matrix_lr", "embedding_lr", "head_lr")
     def make(model: GPT, **options):
-        usual = {"batch_tokens": ranks()[2] * base["rows"] * model.config.seq_len * base.get("accumulate", 1)}
+        tokens = ranks()[2] * base["rows"] * model.config.seq_len * base.get("accumulate", 1)
+        usual = {"batch_tokens": tokens, "ns_steps": ns_rounds(model.config.n_embd, tokens)}
         optimizer = make_optimizer(model, ns_dtype=course.dtype, **{r: base[r] for r in rates}, **(usual | options))
         return distributed.ShardedOptimizer(optimizer) if ranks()[2] > 1 else optimizer
     return make
@@ -320,7 +321,8 @@ def measure_bpb(course: Course, model: GPT) -> list[dict]:
     "Bits per byte on text the model has not seen, and its ratio to the world's entropy."
     T = course.recipe["model"]["seq_len"]
     rows = data.pack_documents(data.encode_documents(course.tokenizer, course.source.val), T)
-    batches = ((rows.x[i : i + 32].long(), rows.y[i : i + 32].long()) for i in range(0, len(rows), 32))
+    n = max(1, min(32, 8192 // T))                          # long rows have large logits
+    batches = ((rows.x[i : i + n].long(), rows.y[i : i + n].long()) for i in range(0, len(rows), n))
     found = train.evaluate_bpb(model, batches, course.tokenizer.token_bytes())
     skills = [_row("bpb", {"value": found["bpb"], "items": found["bytes"]})]
     if course.source.is_world:
@@ -608,13 +610,17 @@ def step_seconds(course: Course) -> float:
     model = GPT(config).to(course.device)
     model.compute_dtype = course.dtype
     optimizer, seconds = optimizer_maker(course)(model), []
-    idx = torch.randint(0, config.vocab_size, (rows, m["seq_len"]), device=course.device)
+    idx, micro = torch.randint(0, config.vocab_size, (rows, m["seq_len"]), device=course.device), train.rows_that_fit(model, rows)
+    wait = partial(torch.cuda.synchronize, course.device) if course.device.type == "cuda" else lambda: None
     for _ in range(3):
+        wait()
         began = time.perf_counter()
-        model(idx, idx).backward()
+        for part in idx.split(micro): model(part, part).backward()
         optimizer.step()
+        wait()
         seconds.append(time.perf_counter() - began)
-    return min(seconds) * (COMPILED if course.probed["compile"] else 1.0)
+    slowest = max(distributed.gather_objects(min(seconds)))      # one number on all ranks, or they decide differently
+    return slowest * (COMPILED if course.probed["compile"] else 1.0)
 
 
 def estimate(course: Course) -> float:
@@ -678,7 +684,12 @@ def open_course(recipe: dict, run: Run, device: str = "auto", dtype: str = "auto
     began = time.perf_counter()
     check_recipe(recipe)
     keep_memory()
-    probed = stored_facts(run).get("probed") or probe(device, dtype)
+    kept = stored_facts(run).get("probed")
+    if kept and device != "auto" and device.partition(":")[0] != kept["device"].partition(":")[0]:
+        raise UserError(f"run {run.name} was begun on {kept['device']}; use --name NEW to compute on {device}")
+    if kept and dtype not in ("auto", kept["dtype"]):
+        raise UserError(f"run {run.name} was begun in {kept['dtype']}; use --name NEW to compute in {dtype}")
+    probed = kept or probe(device, dtype)
     if ranks()[2] == 1: torch.set_num_threads(probed["threads"])
     seed_all(recipe["seed"])
     return Course(recipe, run, probed, open_source(recipe), began=began)
@@ -716,6 +727,7 @@ def is_finished(run: Run) -> bool:
 
 def run_course(course: Course, until: str = "rl", since: str | None = None, minutes: float | None = None) -> dict:
     "Run a recipe under the run's lock; returns the report."
+    course.probed = distributed.gather_objects(course.probed)[0]                 # dtypes are probed by timing: rank 0's
     with course.run.lock():
         note = fit_minutes(course, minutes) if minutes is not None else ""
         check_kept(course, until, since)                                        # both may refuse: first of all
@@ -872,6 +884,8 @@ def finished_course(name: str | None, stage: str | None) -> tuple[Course, str]:
     if not done: raise UserError(f"run {found.name} in {home()} has no finished stage {' or '.join(wanted)}; train it first")
     facts = stored_facts(found)
     recipe, probed = facts["settings"], facts["probed"]
+    try: pick_device(probed["device"])
+    except UserError: probed = probe()                      # trained elsewhere; to use it any device will do
     empty = Source(facts["data"], [], [], facts["entropy_bpb"], "")
     course = Course(recipe, found, probed, empty, Tokenizer.load(found.path / "tokenizer"))
     return course, done[0]
