@@ -957,7 +957,7 @@ for n, m in ((32, 128), (32, 32)):
 # it should run in bf16 where the machine can, batched, and on the smaller side, as ours does. The larger side would cost many times as much on the MLP's matrices.
 #
 # **So how many rounds?** In our form five take $30n^3$ for a square matrix and $8n^2m + 28n^3$ for the others, for a whole block $1.4\,n/B$ of the training more than three. From $B = 140\,n$ on that is one percent or less. And large batches are where they pay: so many tokens make few steps, and few steps are a short run. With 65,536 tokens a step and 122 steps
-# FIVE_AGAINST_THREE (`benchmarks/RESULTS.md`). So the recipes ask this function:
+# three rounds end 6% (depth 2) and 11% (depth 4) higher than five (`benchmarks/RESULTS.md`, one seed). So the recipes ask this function:
 
 # %%
 #| export
