@@ -63,7 +63,7 @@ def main() -> None:
     p.add_argument("--scale", type=float, default=1.0, help="share of the tokens of each run; below 1 nothing is proved")
     p.add_argument("--megabytes", type=float, default=12.0, help="text of the world")
     p.add_argument("--timid", action="store_true")
-    p.add_argument("--rounds", type=int, default=0, help="of Newton-Schulz; 0: as many as a recipe would make")
+    p.add_argument("--rounds", type=int, default=0, help="of Newton-Schulz; 0: as many as a recipe would make (results/lr_rule.json has 5)")
     p.add_argument("--out", type=Path, default=HERE / "results" / "lr_rule.json")
     a = p.parse_args()
     a.seq_len, a.vocab_size, a.val_kilobytes = 256, 1024, 25 * a.megabytes
@@ -73,7 +73,7 @@ def main() -> None:
     workshop.keep_memory()
     a.dtype = workshop.pick_dtype(torch.device("cpu"))
     results = Results(a.out, {"command": "python benchmarks/lr_rule.py " + " ".join(sys.argv[1:]),
-                              "settings": {"seq_len": 256, "vocab_size": 1024, "megabytes": a.megabytes, "micro_batch": MICRO, "scale": a.scale,
+                              "settings": {"seq_len": 256, "vocab_size": 1024, "megabytes": a.megabytes, "micro_batch": MICRO, "scale": a.scale, "rounds": a.rounds,
                                            "tokens": {str(k): v for k, v in TOKENS.items()}},
                               "machine": workshop.machine(), "dtype": str(a.dtype)})
     w = world(a)

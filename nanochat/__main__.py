@@ -8,8 +8,8 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'WIRING', 'STAGES', 'COMPILED', '
            'tokenizer_stage', 'learner', 'common_options', 'watchers', 'base_stage', 'named_task', 'mixture',
            'chat_stage', 'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts',
            'open_course', 'write_facts', 'redo', 'check_kept', 'is_finished', 'run_course', 'keep_time', 'say_estimate',
-           'OneLineParser', 'make_parser', 'recipe_from', 'shortened', 'train_command', 'run_command', 'stage_command',
-           'finished_course', 'eval_command', 'report_command', 'main', 'talk', 'chat_command']
+           'OneLineParser', 'make_parser', 'recipe_from', 'shorten_alike', 'train_command', 'run_command',
+           'stage_command', 'finished_course', 'eval_command', 'report_command', 'main', 'talk', 'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
@@ -692,8 +692,8 @@ def recipe_from(args: argparse.Namespace) -> dict:
     return recipe
 
 # %% ../lessons/12_capstone.ipynb #ef810061
-def shortened(recipe: dict, kept: dict, depth: int | None) -> None:
-    "Take over what `--minutes` decided when the run began: steps, and the depth unless one is asked for. No minutes are left."
+def shorten_alike(recipe: dict, kept: dict, depth: int | None) -> None:
+    "Take over what `--minutes` decided when the run began: steps, and the depth unless one is asked for."
     for stage in ("base", "mid", "sft", "rl"): recipe[stage]["steps"] = kept[stage]["steps"]
     if depth is None: recipe["model"]["depth"] = kept["model"]["depth"]
 
@@ -703,7 +703,9 @@ def train_command(args: argparse.Namespace, until: str) -> Course:
     recipe = recipe_from(args)
     run = Run(args.name or recipe["name"])
     kept = stored_facts(run)
-    if args.minutes and kept.get("note"): args.minutes = shortened(recipe, kept["settings"], args.depth)
+    if args.minutes and kept.get("note"):
+        shorten_alike(recipe, kept["settings"], args.depth)
+        args.minutes = None
     course = open_course(recipe, run, args.device, args.dtype)
     course.wandb = args.wandb
     with distributed.session(course.device):

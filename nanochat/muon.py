@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .optim import (adamw_update_fused, batch_scale, check_groups, counters_home, horizon_scale,
+from .optim import (Optimizer, adamw_update_fused, batch_scale, check_groups, horizon_scale,
                             width_scale, with_gradient)
 from .workshop import UserError
 
@@ -33,9 +33,9 @@ def newton_schulz(
     """Raise all singular values of each matrix towards 1 and keep its singular vectors.
 
     Small ones grow 3.4445 times a step: three steps lift above 0.5 what began above 1/80 of the
-    bound. Starts from the norm of A = X X' (or X' X, the smaller one), a
-    tighter bound than that of X; where X is longer than A, follows A alone for three steps, since its
-    errors grow. (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
+    bound. Starts from the norm of A = X X' (or X' X, the smaller one), a tighter bound than that of
+    X; where X is longer than A, follows A alone for three steps, since its errors grow.
+    (Jordan et al. 2024, Delattre et al. 2023, Zhang et al. 2026.)"""
     X = G.reshape(-1, *G.shape[-2:])                                         # (N, rows, cols)
     tall = G.shape[-2] > G.shape[-1]
     span = 1 if G.shape[-2] == G.shape[-1] else 3                            # rounds until A is made anew
@@ -109,7 +109,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(Optimizer):
     "Muon for some groups, AdamW for the others: one object with torch's optimizer interface."
 
     def __init__(self,
@@ -122,11 +122,6 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, allowed: Tensor | None = None) -> None:
         "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: UPDATES[group["kind"]](group, self.state, allowed)
-
-    def load_state_dict(self, found: dict) -> None:
-        "As torch's, with the counters of the steps on the device as well."
-        super().load_state_dict(found)
-        counters_home(self.state)
 
 
 class Muon(MuonAdamW):

@@ -357,15 +357,17 @@ for lr, decay in ((0.0, 0.0), (-0.1, 0.0), (float("nan"), 0.0), (0.1, 20.0)):
 
 # %%
 #| export
-def counters_home(
-    state: dict,  # an optimizer's state, by parameter
-) -> None:
-    "Move step counters to the device of their parameters: torch loads all else there, but not them."
-    for p, s in state.items():
-        if "step" in s: s["step"] = s["step"].to(p.device)
+class Optimizer(torch.optim.Optimizer):
+    "Torch's, but a loaded state lies where the parameters are as a whole, step counters included."
+
+    def load_state_dict(self, found: dict) -> None:
+        "As torch's, which loads all but the step counters to the device of their parameters."
+        super().load_state_dict(found)
+        for p, s in self.state.items():
+            if "step" in s: s["step"] = s["step"].to(p.device)
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(Optimizer):
     "AdamW in fp32 as a torch optimizer, for parameters or for torch's list of groups."
 
     def __init__(self,
@@ -382,11 +384,6 @@ class AdamW(torch.optim.Optimizer):
     def step(self, allowed: Tensor | None = None) -> None:
         "One update. `allowed` is a 0-d bool on the device: where False, nothing changes at all."
         for group in self.param_groups: adamw_update(group, self.state, allowed)
-
-    def load_state_dict(self, found: dict) -> None:
-        "As torch's, with the counters of the steps on the device as well."
-        super().load_state_dict(found)
-        counters_home(self.state)
 
 
 # %% [markdown]

@@ -840,8 +840,8 @@ def recipe_from(args: argparse.Namespace) -> dict:
 
 # %%
 #| export
-def shortened(recipe: dict, kept: dict, depth: int | None) -> None:
-    "Take over what `--minutes` decided when the run began: steps, and the depth unless one is asked for. No minutes are left."
+def shorten_alike(recipe: dict, kept: dict, depth: int | None) -> None:
+    "Take over what `--minutes` decided when the run began: steps, and the depth unless one is asked for."
     for stage in ("base", "mid", "sft", "rl"): recipe[stage]["steps"] = kept[stage]["steps"]
     if depth is None: recipe["model"]["depth"] = kept["model"]["depth"]
 
@@ -851,7 +851,9 @@ def train_command(args: argparse.Namespace, until: str) -> Course:
     recipe = recipe_from(args)
     run = Run(args.name or recipe["name"])
     kept = stored_facts(run)
-    if args.minutes and kept.get("note"): args.minutes = shortened(recipe, kept["settings"], args.depth)
+    if args.minutes and kept.get("note"):
+        shorten_alike(recipe, kept["settings"], args.depth)
+        args.minutes = None
     course = open_course(recipe, run, args.device, args.dtype)
     course.wandb = args.wandb
     with distributed.session(course.device):
