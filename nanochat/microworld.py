@@ -599,9 +599,36 @@ def spelled(
     return " ".join([*lines, *(f"The word {w} is spelled {' '.join(w)}." for w in words)])
 
 # %% ../lessons/00b_microworld.ipynb #e5d8ffe7
+class _Noted(dict):
+    "A dict that notes which of its keys are read."
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+def _named_bits(known: dict[str, str], named: set[str]) -> float:
+    "What a cast is worth to a reader who learns no more of it than `named`: hero, friend, thing."
+    bits, heroes = 0.0, [known["hero"]] if "hero" in named else [name for name, _ in people("heroes")]
+    if "hero" in named: bits += log2(len(people("heroes")))
+    if "friend" in named:       # of an unknown hero: the mean over all whose friend this can be
+        chances = [1 / len(_friends_of(h)) for h in heroes if h[0] != known["friend"][0]]
+        bits -= log2(sum(chances) / len(heroes))
+    if "thing" in named: bits += log2(len(_object_list())) + log2(len(train_colours(known["object"])))
+    return bits
+
 def _section(name: str) -> Callable[[Chooser], str]:
-    "A writer for a section of `documents.txt`."
-    return lambda chooser: tell(grammar("documents")[name], chooser, cast(chooser))
+    "A writer for a section of `documents.txt`, whose cast counts as far as the text names it."
+    def write_it(chooser: Chooser) -> str:
+        before = chooser.bits
+        known = cast(chooser)
+        chooser.bits = before
+        text = tell(grammar("documents")[name], chooser, noted := _Noted(known))
+        chooser.bits += _named_bits(known, noted.read)
+        return text
+    return write_it
 
 WRITERS: dict[str, Callable[[Chooser], str]] = {
     "story": story, "profile": profile, "profile facts": profile_facts, "facts": fact_list,

@@ -225,6 +225,56 @@ def test_the_bits_of_people_facts_by_an_independent_formula():
     assert chooser.bits == pytest.approx(log2(comb(100, 6) * 720) + 6 * log2(5))
 
 
+PLAIN = ("dialogue", "recipe", "directions", "weather", "howto", "diary", "letter", "lists")
+
+def test_a_cast_costs_what_the_text_names(monkeypatch):
+    "A choice counts only if another one would have changed the text; the oracle looks for the names themselves."
+    told = {}
+    real = world.cast
+    monkeypatch.setattr(world, "cast", lambda chooser: told.setdefault("cast", real(chooser)))
+    friends = {h: [f for f, _ in world.people("friends") if f[0] != h[0]] for h, _ in world.people("heroes")}
+    seen = Counter()
+    for kind in PLAIN:
+        for i in range(60):
+            told.clear()
+            whole, named = world.Chooser(f"{kind} {i}"), world.Chooser(f"{kind} {i}")
+            cast = real(whole)
+            drawn = whole.bits                                  # the same draws; whole.bits prices all of them
+            world.tell(world.grammar("documents")[kind], whole, cast)
+            text = world.WRITERS[kind](named)
+            assert told["cast"] == cast
+            hero, friend, thing = (re.search(rf"\b{cast[k]}\b", text) is not None for k in ("hero", "friend", "thing"))
+            want = whole.bits - drawn + log2(120) * hero + log2(150 * 20) * thing
+            if friend and hero: want += log2(len(friends[cast["hero"]]))
+            if friend and not hero:
+                want -= log2(sum(1 / len(f) for f in friends.values() if cast["friend"] in f) / 120)
+            assert named.bits == pytest.approx(want), (kind, text)
+            seen[hero, friend, thing] += 1
+    assert min(seen[key] for key in ((False,) * 3, (True, False, False), (False, True, False), (True, True, True))) > 3
+
+
+def test_a_friend_without_the_hero_is_as_likely_as_counted():
+    "The price of a friend whose hero stays unnamed, against how often the friend is drawn."
+    chooser, n = world.Chooser("alone"), 60_000
+    drawn, bits = Counter(), {}
+    for _ in range(n):
+        known = world.cast(chooser)
+        drawn[known["friend"]] += 1
+        if known["friend"] not in bits: bits[known["friend"]] = world._named_bits(known, {"friend"})
+    assert sum(2 ** -b for b in bits.values()) == pytest.approx(1)
+    assert sum((drawn[f] - n * 2**-b) ** 2 / (n * 2**-b) for f, b in bits.items()) < 185     # 119 degrees, p = 0.0001
+
+
+def test_every_story_names_its_whole_cast(monkeypatch):
+    "So that the bits of a story's cast count in full; the pronoun too, which a new hero has as a choice of its own."
+    casts, real = [], world.cast
+    monkeypatch.setattr(world, "cast", lambda *a: casts.append(real(*a)) or casts[-1])
+    chooser = world.Chooser("whole casts")
+    for _ in range(1000):
+        text = world.story(chooser)
+        assert all(re.search(rf"\b{casts[-1][k]}\b", text, re.I) for k in ("hero", "friend", "thing", "his"))
+
+
 def test_slot_frequencies_agree_with_the_counted_probability(docs):
     stories = [d.text for d in docs if d.kind == "story"]
     heroes = Counter(n for t in stories for n in {w for w in re.findall("[A-Z][a-z]+", t)} & world._name_set("heroes"))
