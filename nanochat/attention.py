@@ -192,7 +192,7 @@ class Attention(nn.Module):
         layer: int = 0,  # index of this layer, which a cache needs
     ):
         super().__init__()
-        if n_embd % n_head or n_head % n_kv_head or n_embd // n_head % 2:
+        if min(n_head, n_kv_head) < 1 or n_embd % n_head or n_head % n_kv_head or n_embd // n_head % 2:
             raise UserError(f"{n_head} heads with {n_kv_head} key/value heads do not fit width "
                             f"{n_embd}: heads must divide the width, key/value heads the heads, "
                             "and the head size must be even")

@@ -23,15 +23,15 @@ def pick(
 ) -> Tensor:                    # (B,) tokens
     """One token per row from one uniform number per row: the inverse of cumulative probabilities.
 
-    Raises `UserError` for a negative temperature or top-k, and where a logit is not a number."""
+    Raises `UserError` for a negative temperature or top-k, and where the largest logit is not finite."""
     if not temperature >= 0 or (top_k or 0) < 0:
         raise UserError(f"temperature {temperature} and top-k {top_k} must not be negative")
     values, tokens = logits.float(), None
     peak = values.amax(dim=-1, keepdim=True)
-    if peak.isnan().any():
-        raise UserError("a logit is not a number: the weights are damaged; "
+    if not peak.isfinite().all():
+        raise UserError("a logit is not a finite number: the weights are damaged; "
                         "load an earlier checkpoint")
-    if temperature == 0: return logits.argmax(dim=-1)
+    if temperature < 1e-30: return logits.argmax(dim=-1)            # 1 / temperature would leave fp32
     if top_k: values, tokens = values.topk(min(top_k, logits.shape[-1]))
     sums = ((values - peak) / temperature).exp().cumsum(dim=-1)     # (B, k), not normalised
     u = u.to(sums).clamp(max=1 - 2**-24)                            # below 1 in fp32 too

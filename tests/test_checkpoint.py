@@ -372,8 +372,9 @@ def test_life_of_a_stage(tmp_path):
     stage.start()                                                          # again: nothing happens
     assert stage.status() == "finished" and stage.metrics() == {"bpb": 1.5}
     assert json.loads((stage.path / "metrics.json").read_text()) == {"bpb": 1.5}
-    (stage.path / "stage.json").write_text("{")
-    with pytest.raises(UserError, match="stage.json cannot be read"): stage.verify()
+    for content in ("{", "{}", "[]", '"x"', '{"hash": 1}'):
+        (stage.path / "stage.json").write_text(content)
+        with pytest.raises(UserError, match="stage.json cannot be read"): stage.verify()
     stage.reset()
     assert stage.status() == "new"
 
@@ -481,6 +482,7 @@ def test_a_checkpoint_is_on_disk_before_the_record_is_seen():
 def test_never_but_at_the_end():
     saved = []
     list(c.checkpointed(records(5), save=lambda s: saved.append(s.step), every=0, last=5))
+    with pytest.raises(ValueError, match="which step is the last"): list(c.checkpointed(records(5), save=saved.append, every=0))
     assert saved == [5]
 
 
@@ -511,7 +513,7 @@ def test_ranks_agree_on_the_step(capsys):
             return flag or Rank0.calls == 3
     saved = []
     with c.Interrupt(Rank0()) as interrupt, pytest.raises(SystemExit):
-        list(c.checkpointed(records(9), save=lambda s: saved.append(s.step), every=0, interrupt=interrupt))
+        list(c.checkpointed(records(9), save=lambda s: saved.append(s.step), every=0, last=9, interrupt=interrupt))
     assert saved == [3]
 
 

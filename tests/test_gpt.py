@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanochat.attention import attend, attend_sdpa
+from nanochat.attention import Attention, attend, attend_sdpa
 from nanochat.gpt import GPT, GPTConfig, config_for, next_token_loss, softcap
 from nanochat.workshop import UserError
 
@@ -222,6 +222,18 @@ def test_next_token_loss_and_its_gradient_equal_torchs(reduction, scale):
     (a,), (b,) = (torch.autograd.grad((z * for_each).sum(), scores) for z in (found, expected))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert not a[targets == -1].any()
+
+
+def test_any_negative_target_is_left_out_of_the_mean_too():
+    "transformers marks with -100; it was left out of the sum and counted in the mean."
+    scores = torch.randn(1, 3, 10, generator=torch.Generator().manual_seed(0))
+    assert next_token_loss(scores, torch.tensor([[4, -100, 7]])) == next_token_loss(scores, torch.tensor([[4, -1, 7]]))
+
+
+@pytest.mark.parametrize("make", [lambda: config_for(2, 64, 32, window=16), lambda: GPTConfig(64, 32, 2, 2, 2, 128, window=16),
+                                  lambda: GPTConfig.from_dict([1]), lambda: Attention(8, 0, 0), lambda: Attention(8, 2, 0)])
+def test_sizes_of_another_type_are_one_line(make):
+    with pytest.raises(UserError): make()
 
 
 def test_next_token_loss_keeps_nothing_but_the_scores():

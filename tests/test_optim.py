@@ -139,6 +139,19 @@ def test_a_learning_rate_that_cannot_learn_is_refused(lr):
         AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": r} for r in (0.1, lr)])
 
 
+@pytest.mark.parametrize("settings", [dict(betas=(1.0, 0.95)), dict(betas=(0.9, 1.0)), dict(betas=(-0.1, 0.9)), dict(eps=0.0), dict(eps=-1.0)])
+def test_memories_and_eps_that_divide_by_zero_are_refused(settings):
+    "eps 0 wrote NaN where the gradient is 0, even in a step that was not allowed."
+    with pytest.raises(UserError, match="betas .* eps"): AdamW(net().parameters(), **settings)
+
+
+@pytest.mark.parametrize("step", [-1, 8, 9])
+@pytest.mark.parametrize("warmdown", [0.0, 0.5])
+def test_a_step_outside_of_the_run_has_no_rate(step, warmdown):
+    "Beyond the end it was negative, which walks uphill."
+    with pytest.raises(UserError, match=f"step {step} of a run of 8"): schedule(step, 8, warmdown=warmdown)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 10.0, float("nan")])
 def test_a_decay_that_grows_or_flips_weights_is_refused(decay):
     with pytest.raises(UserError, match="weight decay"): check_groups([{"lr": 0.1, "weight_decay": decay}])

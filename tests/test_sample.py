@@ -170,7 +170,22 @@ def test_logits_that_are_not_numbers_are_named(temperature, top_k):
     "A damaged model gave an index outside the vocabulary, or quietly the first token."
     logits = torch.zeros(3, 9)
     logits[1, 4] = math.nan
-    with pytest.raises(UserError, match="not a number"): pick_next(logits, temperature, top_k)
+    with pytest.raises(UserError, match="not a finite number"): pick_next(logits, temperature, top_k)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_rows_without_a_finite_peak_are_named(bad):
+    "They gave an index outside the vocabulary."
+    logits = torch.zeros(2, 9)
+    logits[1, 4] = bad
+    if bad < 0: logits[1] = bad
+    with pytest.raises(UserError, match="not a finite number"): pick(logits, torch.full((2,), 0.5), 1.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-40, 1e-31, 1e-29])
+def test_a_tiny_temperature_is_greedy(temperature):
+    "1 / 1e-46 is infinite in fp32, and the index was outside the vocabulary."
+    assert pick(torch.tensor([[3.0, 2.5, 1.0], [0.0, 1.0, 4.0]]), torch.tensor([0.5, 0.99]), temperature).tolist() == [0, 2]
 
 
 def test_draws_equal_those_of_gumbel_and_of_multinomial():

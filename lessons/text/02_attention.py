@@ -750,7 +750,7 @@ class Attention(nn.Module):
         layer: int = 0,  # index of this layer, which a cache needs
     ):
         super().__init__()
-        if n_embd % n_head or n_head % n_kv_head or n_embd // n_head % 2:
+        if min(n_head, n_kv_head) < 1 or n_embd % n_head or n_head % n_kv_head or n_embd // n_head % 2:
             raise UserError(f"{n_head} heads with {n_kv_head} key/value heads do not fit width "
                             f"{n_embd}: heads must divide the width, key/value heads the heads, "
                             "and the head size must be even")
@@ -800,7 +800,7 @@ except UserError as e: print(e)
 def moved(layer: nn.Module, at: int) -> list[int]:
     "For each place: 1 if its output moves when the token at `at` changes."
     changed = x.clone()
-    changed[:, at] += 1.0
+    changed[:, at] += torch.randn(32)
     return ((layer(changed, place) - layer(x, place)).abs().amax(dim=(0, 2)) > 0).int().tolist()
 
 print(moved(layer, at=6))
@@ -808,7 +808,9 @@ assert moved(layer, at=6) == [0] * 6 + [1] * 6
 
 
 # %% [markdown]
-# **By gradient:** ask each output which inputs it depends on. A masked weight is exactly 0, and so is its gradient; one backward pass an output gives a row of the whole picture. **Predict** the picture for the layer with the wrong cut, in which head 0 swallowed whole tokens.
+# The change is random: what a constant cannot move (a mean that is subtracted, say) would slip through otherwise.
+#
+# **By gradient:** ask each output which inputs it depends on, again in a random mixture of its numbers, since a leak may cancel in their plain sum. A masked weight is exactly 0, and so is its gradient; one backward pass an output gives a row of the whole picture. **Predict** the picture for the layer with the wrong cut, in which head 0 swallowed whole tokens.
 
 # %%
 class WrongCut(Attention):
@@ -818,7 +820,7 @@ class WrongCut(Attention):
 def reach(layer: nn.Module, mask=None) -> Tensor:
     "(T, T) bool: output i depends on input j, by the gradient."
     z = x[:1].clone().requires_grad_()
-    outputs = layer(z, place, mask)[0].sum(-1)                                        # (T,)
+    outputs = (layer(z, place, mask)[0] * torch.randn(12, 32)).sum(-1)                # (T,)
     grads = [torch.autograd.grad(out, z, retain_graph=True)[0] for out in outputs]    # T times (1, T, C)
     return torch.cat(grads).abs().amax(-1) > 0
 
@@ -976,7 +978,7 @@ figure(fig, caption="Where each letter of a riddle looks, in both layers. Each r
 ids = rows[:, :-1]
 back = [first.diagonal(-d, 2, 3)[..., 3:].mean().item() for d in range(5)]
 noted = (ids[:, None, :-1] == ids[:, :, None]).float().tril(-1)        # (n, T, T-1): the letter before key j+1 is mine
-late = torch.arange(T) >= lengths + 1                                  # (n, T): second run and later
+late = torch.arange(T) >= lengths + 1                                  # (n, T): from the second run's second letter on, two letters to match
 found = (second[:, 0, :, 1:] * noted).sum(-1)[late].mean().item()
 print("first layer, weight by distance 0, 1, 2, 3, 4:", [round(b, 2) for b in back])
 print(f"second layer, weight on places that stand behind an earlier copy of me: {found:.2f}")
@@ -1049,8 +1051,11 @@ for control in (riddle, asks, level): control.observe(redraw, "value")
 redraw()
 display(widgets.VBox([riddle, asks, level, shown]))
 
+# %% [markdown]
+# Move by code, which is the same as moving and clicking, and read the line below the letters:
+
 # %%
-asks.value, level.value = 20, "first"                          # the same as moving and clicking
+asks.value, level.value = 20, "first"
 print(shown.value.split("<p>")[-1].removesuffix("</p>"))
 assert "at 20 looks at" in shown.value and "at 19" in shown.value
 
@@ -1093,7 +1098,8 @@ step = 6 * (V * C + 12 * L * C**2) + 12 * L * C * T20                   # operat
 print(f"scores and sums: {12 * L * C * T20 / step:.0%} of the operations of a training step; at T = 32,768 "
       f"{12 * L * C * 2**15 / (step + 12 * L * C * (2**15 - T20)):.0%}")
 print(f"stored scores: {32 * H * T20**2 * 2 / 1e9:.1f} GB a layer in bf16 for 32 rows; the fused kernel keeps none")
-print(f"three of four layers with a window of 512: {1 - (15 * 512 + 5 * T20) / (20 * T20):.0%} of these operations saved")
+pairs = lambda window: sum(min(i, window) + 1 for i in range(T20))      # what may be seen
+print(f"three of four layers with a window of 512: {1 - (15 * pairs(512) + 5 * pairs(T20)) / (20 * pairs(T20)):.0%} of the visible pairs saved")
 for G in (10, 5, 2, 1): print(f"{G:2} key heads: a conversation of {T20:,} tokens keeps {2 * L * G * 128 * T20 * 2 / 1e6:.0f} MB in bf16")
 assert 2 * L * 10 * 128 * T20 * 2 == 209_715_200
 

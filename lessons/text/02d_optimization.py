@@ -139,7 +139,7 @@ figure(fig, caption="Thirty steps of three rules from (1, 1); the star is the lo
 
 
 # %% [markdown]
-# Adam passes the star: its steps have the length of the rate wherever it is, so something else must shorten them at the end. Keep that in mind for the schedule.
+# Adam passes the star: how steep the valley is says nothing to it, so its steps do not shrink as the bottom comes near, only when its averaged gradient turns round. Something else must shorten them at the end. Keep that in mind for the schedule.
 #
 # ### Does the correction matter?
 #
@@ -377,6 +377,8 @@ class AdamW(Optimizer):
         eps: float = 1e-8,                 # keeps the division finite
         weight_decay: float = 0.0,         # pull towards zero, times lr
     ):
+        if not (min(betas) >= 0 and max(betas) < 1 and eps > 0):
+            raise UserError(f"betas {betas} must be at least 0 and below 1, and eps {eps} above 0")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         check_groups(self.param_groups)
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])
@@ -487,7 +489,8 @@ def schedule(
 ) -> float:                 # multiplies every group's own learning rate
     """Learning-rate multiplier: a linear rise, a plateau at 1, a linear fall; never quite 0.
 
-    `UserError` for shares that do not fit into one run."""
+    `UserError` for shares that do not fit into one run, and for a step outside of it."""
+    if not 0 <= step < steps: raise UserError(f"step {step} of a run of {steps}: they are counted from 0")
     if min(warmup, warmdown, final) < 0 or warmup + warmdown > 1 + 1e-9 or final > 1:
         raise UserError(f"warm-up {warmup} and warm-down {warmdown} are shares of a run, final {final} "
                         "is one of the full rate: none below 0, the first two together at most 1, "
@@ -632,7 +635,7 @@ assert short[1] < short[1 / 4]
 # %% [markdown]
 # Real runs agree: on a small world (four layers, 4,096 tokens a step, 184 steps) published nanochat's rule ended at 0.434 bits per byte, where the same program with its rates left alone stood at 0.233. So our rule is: **the root above 524,288 tokens, constant below.**
 #
-# **Steps.** The same thought the other way round: a run of few steps has a long way to go and little time for the random walk to do harm, so its rate should be *higher*. How much? If distance were everything, rate times steps would be constant. Noise takes a part of that back. Ours is an exponent of 2/3 below 700 steps, found on runs of 122 and 732 steps, and no more than 4 times the rate, since nothing shorter was measured. **Predict** what the rule says for 122 steps, then see below.
+# **Steps.** The same thought the other way round: a run of few steps has a long way to go and little time for the random walk to do harm, so its rate should be *higher*. How much? If distance were everything, rate times steps would be constant. Noise takes a part of that back. Ours is an exponent of 2/3 below 700 steps, found on runs of 122 and 732 steps, and no more than 4 times the rate (reached at 88 steps), since nothing shorter than 122 was measured. **Predict** what the rule says for 122 steps, then see below.
 
 # %%
 #| export
@@ -661,7 +664,7 @@ def horizon_scale(
     """Short runs take larger steps: (700 / steps) ** (2/3) below 700 updates, at most 4; 1 above.
 
     The optimum falls as training gets longer (Bjorck et al. 2024); both numbers are measured
-    here, at 100 to 800 updates. `UserError` below one."""
+    here, at 122 and 732 updates. `UserError` below one."""
     if steps < 1: raise UserError(f"{steps} updates in the run: there must be at least one")
     return min(4.0, max(1.0, 700 / steps) ** (2 / 3))
 
@@ -719,7 +722,7 @@ figure(fig, caption="Where runs end, over the best of their row, by the multiple
 #
 # In these runs Muon made five rounds everywhere. Recipes make three where a step has few tokens, and there the rule is again the best of its row at depths 4 and 6, and within 0.8% at depth 2 (three seeds at depths 2 and 4, one at 6). (What rounds are, and when three will do, is lesson 04's business.)
 #
-# Two honest limits. Its exponent was **chosen on the runs of depths 2 and 4 on the right**, so they are no test of it. Depth 6 is one, as it was run afterwards: 1.5 times more ends 4% higher, 1.5 times less 1.5% higher (one seed). Races of lesson 04 are another, which were run before: at 250 steps the best rate was twice the usual one, and the rule says 1.99. And the ends differ by 2 to 4% from seed to seed, so nobody can say from this which of two rates a tenth apart is better. `benchmarks/RESULTS.md` has all numbers, and says what has not been run.
+# Two honest limits. Its exponent was **chosen on the runs of depths 2 and 4 on the right**, so they are no test of it. Depth 6 is one, as it was run afterwards: 1.5 times more ends 4% higher, 1.5 times less 1.5% higher (one seed). Races of lesson 04 are another, which were run before: at 250 steps the best rate was twice the usual one, and the rule says 1.99. And the ends of three seeds differ by 3 to 8% at depth 2, by 1 to 2% at depth 4 and by 0.2 to 1.4% at depth 6, so nobody can say from this which of two rates a tenth apart is better. `benchmarks/RESULTS.md` has all numbers, and says what has not been run.
 #
 # **At scale.** AdamW stores two fp32 numbers per weight. For the embedding and head of the 20-layer model, 168 million weights, that
 # is 1.3 GB. Lesson 03b shares it among the GPUs, and lesson 04 halves it for all other weights.

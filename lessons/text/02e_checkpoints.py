@@ -74,7 +74,7 @@ for (how, mb), mark in zip(sizes.items(), ("x", "o")): ax.plot(range(1, len(mb) 
 ax.set(xlabel="kill", ylabel="MB in the file", ylim=(-1, 23))
 ax.legend(frameon=False, fontsize=8, loc="center right")
 figure(fig, caption="What a kill leaves. Only 20 MB is a file.",
-       alt="Circles of the careful writer all lie at 20 MB. Crosses of the careless one lie mostly between 0 and 20 MB.")
+       alt="Circles of the careful writer all lie at 20 MB. Crosses of the careless one lie lower: most at 0 MB, a few between 0 and 20.")
 
 # %% [markdown]
 # Opening a file for writing empties it. From that moment until the last byte there is neither the old state nor the new one, and a program
@@ -150,7 +150,7 @@ figure(fig, caption="Three ways to resume at step 30, against the run that was n
 # | what | without it |
 # |---|---|
 # | weights | there is nothing |
-# | optimizer: moments and their counters | Adam begins again, and its first steps are large (02d) |
+# | optimizer: moments and their counters | Adam begins again: each weight's next step has the full length of the rate, whatever its gradient (02d) |
 # | place in the data | some rows twice, others never |
 # | random numbers, of every generator | another order, other dropout, other samples |
 # | counters: step, tokens, seconds | the schedule starts anew, the bill is wrong |
@@ -692,9 +692,12 @@ def _changes(old, new, at: str = "") -> list[str]:
                 for change in _changes(old.get(k), new.get(k), f"{at}.{k}" if at else k)]
     return [] if old == new else [f"{at}: {old} -> {new}"]
 
-def _read_json(path: Path) -> dict:
-    "A JSON file of a stage. `UserError` when it is missing or damaged."
-    try: return json.loads(path.read_text(encoding="utf-8"))
+def _read_json(path: Path, keys: set = frozenset()) -> dict:
+    "A JSON file of a stage. `UserError` when it is missing or damaged, or lacks one of the keys."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not keys <= found.keys(): raise ValueError("something else stands in it")
+        return found
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); delete {path.parent} to redo it") from e
 
@@ -763,7 +766,7 @@ figure(fig, caption="What a change costs: a stage and everything that was built 
 def verify(self: Stage) -> None:
     "`UserError` that names what changed, when the folder holds a stage of another identity."
     if self.status() == "new": return
-    stored = _read_json(self.path / "stage.json")
+    stored = _read_json(self.path / "stage.json", {"hash", "identity"})
     if stored["hash"] == self.hash: return
     changed = "; ".join(_changes(stored["identity"], self.identity)) or "how it is stored"
     raise UserError(f"the stage {self.name} in {self.path.parent} was made otherwise ({changed}): "
@@ -922,7 +925,7 @@ def stage(self: Run,
 def stages(self: Run) -> list[Stage]:
     "The stages that have been started, as they were stored, oldest first."
     files = sorted(self.path.glob("[!.]*/stage.json"), key=lambda p: p.stat().st_mtime_ns)
-    return [Stage(p.parent, _read_json(p)["identity"]) for p in files]
+    return [Stage(p.parent, _read_json(p, {"identity"})["identity"]) for p in files]
 
 def _runs_with(home: Path | str | None, pattern: str) -> list[Run]:
     "The runs in which a file of this pattern exists, the newest file first."
@@ -1012,7 +1015,7 @@ def checkpointed(
     steps: Iterable,                     # records with a number `step`, as training yields them
     *,
     save: Callable[[object], object],    # stores a checkpoint of this record
-    every: int,                          # steps between checkpoints; 0: only at the end
+    every: int,                          # steps between checkpoints; 0: only at `last`
     interrupt: Interrupt | None = None,  # looked at after each step
     last: int | None = None,             # the final step, which is saved too
     go_on: str = "run the same command again to go on",
@@ -1020,6 +1023,7 @@ def checkpointed(
     """Pass the records on, each after the checkpoint that is due at it is on disk.
 
     When interrupted: saves, prints how to go on and raises `SystemExit(130)`."""
+    if not every and last is None: raise ValueError("every=0 saves at the end only: say which step is the last")
     for step in steps:
         stop = interrupt is not None and interrupt.agreed()
         if stop or step.step == last or (every and step.step % every == 0): save(step)

@@ -31,6 +31,12 @@ WRONG = {
          "    e = (scores - scores.amax()).exp() * mask\n"
          "    return torch.where(mask, e / e.sum(-2, keepdim=True) / mask.sum(-1, keepdim=True), 0.0)",
          "sum over the last axis"),
+        # one largest score for all rows
+        ("def weigh(scores, mask):\n"
+         "    s = scores.masked_fill(~mask, float('-inf'))\n"
+         "    e = (s - s.max()).exp()\n"
+         "    return e / e.sum(-1, keepdim=True)",
+         "of its own row"),
     ],
     "backward": [
         # the diagonal only
@@ -161,6 +167,14 @@ WRONG = {
          "        if (layer(x) - layer(y))[:, :t].abs().max() > 0.05: return True\n"
          "    return False",
          "a thousandth"),
+        # moves each place by a constant, which a leak without its mean does not see
+        ("def leaks(layer, T, C):\n"
+         "    x = torch.randn(1, T, C)\n"
+         "    for t in range(1, T):\n"
+         "        y = x.clone(); y[:, t] += 1.0\n"
+         "        if (layer(x) - layer(y))[:, :t].abs().max() > 0: return True\n"
+         "    return False",
+         "not caught"),
         # the sum over a place cancels
         ("def leaks(layer, T, C):\n"
          "    x = torch.randn(1, T, C, requires_grad=True)\n"
