@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'WIRING', 'STAGES', 'COMPILED', 'FIXED_SECONDS', 'STEP_SHARES', 'COMMANDS',
-           'STAGE_OF', 'recipe_names', 'load_recipe', 'change_recipe', 'check_recipe', 'Source', 'microworld_source',
-           'folder_source', 'open_source', 'probe', 'Course', 'optimizer_maker', 'measure_bpb', 'write_stories',
-           'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure', 'open_stage', 'chat_texts',
-           'tokenizer_stage', 'learner', 'common_options', 'watchers', 'base_stage', 'named_task', 'mixture',
-           'chat_stage', 'rl_stage', 'run_stages', 'step_seconds', 'estimate', 'fit_minutes', 'stored_facts',
-           'open_course', 'write_facts', 'redo', 'check_kept', 'is_finished', 'run_course', 'keep_time', 'say_estimate',
-           'OneLineParser', 'make_parser', 'recipe_from', 'shorten_alike', 'train_command', 'run_command',
-           'stage_command', 'finished_course', 'eval_command', 'report_command', 'main', 'talk', 'chat_command']
+           'STAGE_OF', 'recipe_names', 'load_recipe', 'change_recipe', 'graded', 'check_mixture', 'check_recipe',
+           'Source', 'microworld_source', 'folder_source', 'open_source', 'probe', 'Course', 'optimizer_maker',
+           'measure_bpb', 'write_stories', 'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure',
+           'open_stage', 'chat_texts', 'tokenizer_stage', 'learner', 'common_options', 'watchers', 'base_stage',
+           'named_task', 'mixture', 'begin_with', 'chat_stage', 'rl_stage', 'run_stages', 'step_seconds', 'estimate',
+           'fit_minutes', 'stored_facts', 'open_course', 'write_facts', 'redo', 'check_kept', 'is_finished',
+           'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser', 'recipe_from', 'shorten_alike',
+           'train_command', 'run_command', 'stage_command', 'finished_course', 'eval_command', 'report_command', 'main',
+           'talk', 'chat_command']
 
 # %% ../lessons/12_capstone.ipynb #5f5dd21a
 import argparse
@@ -81,6 +82,26 @@ def change_recipe(recipe: dict, change: str) -> None:
     where[key] = value
 
 # %% ../lessons/12_capstone.ipynb #4d4f3520
+from . import data, tasks
+
+
+def graded(graders: dict) -> list[str]:
+    "The names of the tasks whose answers are right or wrong."
+    return [name for name, grade in graders.items() if grade not in (tasks.not_graded, None)]
+
+
+def check_mixture(stage: str, parts: list) -> None:
+    "`UserError` when a mixture is no list of [task, times, rows], or has a task that cannot be trained on."
+    hub = {name: row[3] for name, row in tasks.HUB.items()}
+    known = {*tasks.GRADERS, *hub, "spelling", "identity"} - {"humaneval"}       # HumanEval is an exam
+    if stage == "rl": known = set(graded(tasks.GRADERS | hub))
+    for part in parts:
+        match part:
+            case [str(name), int(times), int(rows)] if times >= 0 and rows >= 1: pass
+            case _: raise UserError(f'recipe: {stage}.mixture: {part!r} must be [task, times, rows], such as ["word1", 1, 500]')
+        if name not in known: raise UserError(f"recipe: {stage}.mixture: no task {name!r} here; there are {', '.join(sorted(known))}")
+
+
 def check_recipe(recipe: dict) -> None:
     "Refuse sizes that cannot work, by name, before anything is written."
     for section, values in recipe.items():
@@ -94,12 +115,16 @@ def check_recipe(recipe: dict) -> None:
     for stage in ("base", "mid", "sft"):
         try: fit_settings(recipe[stage])["schedule"](0)
         except UserError as error: raise UserError(f"recipe: {stage}: {error}") from error
+    for stage in ("mid", "sft", "rl"): check_mixture(stage, recipe[stage]["mixture"])
+    if recipe["rl"]["task"] not in graded(tasks.GRADERS): raise UserError(f"recipe: rl.task: {recipe['rl']['task']!r} is none of {', '.join(graded(tasks.GRADERS))}")
+    if recipe["rl"]["samples"] < 2: raise UserError("recipe: rl.samples must be 2 or more: one answer cannot be better than its siblings")
+    for size in (recipe["base"]["rows"], recipe["mid"]["rows"], recipe["sft"]["rows"], recipe["rl"]["prompts"]): data.share(size, ranks()[2])
     context, items = recipe["model"]["seq_len"], recipe["eval"]["items"]
     if context < 64: raise UserError(f"recipe: model.seq_len is {context}; conversations need 64 or more")
     if items < 1: raise UserError("recipe: eval.items must be at least 1")
 
 # %% ../lessons/12_capstone.ipynb #35b79d3c
-from . import data, microworld
+from . import microworld
 
 
 @dataclass
@@ -217,7 +242,7 @@ def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_
     "Muon and AdamW at the recipe's rates; over several ranks each keeps a part of the optimizer's state."
     base, rates = course.recipe["base"], ("matrix_lr", "embedding_lr", "head_lr")
     def make(model: GPT, **options):
-        tokens = ranks()[2] * base["rows"] * model.config.seq_len * base.get("accumulate", 1)
+        tokens = base["rows"] * model.config.seq_len * base.get("accumulate", 1)
         usual = {"batch_tokens": tokens, "ns_steps": ns_rounds(model.config.n_embd, tokens)}
         optimizer = make_optimizer(model, ns_dtype=course.dtype, **{r: base[r] for r in rates}, **(usual | options))
         return distributed.ShardedOptimizer(optimizer) if ranks()[2] > 1 else optimizer
@@ -259,8 +284,11 @@ def write_stories(
     tokenizer, seed = course.tokenizer, TEST_SEED + course.seed
     openings = microworld.story_openings(course.recipe["eval"]["items"], seed)
     prompts = [[tokenizer.bos, *tokenizer.encode(o["opening"])] for o in openings]
-    samples = course.sampler(model)(prompts, max_new_tokens=course.recipe["model"]["seq_len"] - max(map(len, prompts)),
-                                    temperature=temperature, seed=seed)
+    length, sampler, samples = course.recipe["model"]["seq_len"], course.sampler(model), []
+    together = max(1, 2**16 // length)                   # the cache of all rows at once has to fit
+    for i in range(0, len(prompts), together):
+        samples += sampler(prompts[i : i + together], max_new_tokens=length - max(map(len, prompts)),
+                           temperature=temperature, seed=seed + i)
     return [(o, o["opening"] + chat_eval.completion_text(tokenizer, s)) for o, s in zip(openings, samples)]
 
 
@@ -366,7 +394,7 @@ def tokenizer_stage(course: Course) -> None:
 # %% ../lessons/12_capstone.ipynb #3bff3999
 def learner(course: Course) -> tuple[GPT, Callable]:
     "One model object and its compiled forward pass for all stages, so that compiling is paid once."
-    model, rows = course.new_model(), course.recipe["base"]["rows"]
+    model, rows = course.new_model(), data.share(course.recipe["base"]["rows"], ranks()[2])
     course.micro = train.rows_that_fit(model, rows)
     if course.micro < rows: print0(f"{course.micro} of {rows} rows at a time: more do not fit into memory here")
     return model, train.compile_forward(model) if course.probed["compile"] else model
@@ -374,7 +402,7 @@ def learner(course: Course) -> tuple[GPT, Callable]:
 
 def common_options(course: Course, stage: Stage) -> dict:
     "What every training stage is given besides its data."
-    rows = course.recipe[stage.name].get("rows", 0)      # a stage without rows chooses its own pieces
+    rows = course.recipe[stage.name].get("rows", 0) // ranks()[2]      # a stage without rows chooses its own pieces
     options = {"evaluators": {"skills": lambda model: {"skills": measure(course, stage.name, model)}},
                "micro": course.micro if course.micro < rows else 0}
     if course.wandb and ranks()[0] == 0:
@@ -409,7 +437,7 @@ def base_stage(course: Course, model: GPT, forward: Callable) -> None:
     rank, _, world = ranks()
     tokens = data.encode_documents(course.tokenizer, course.source.train)
     rows = data.pack_documents(tokens, course.recipe["model"]["seq_len"])
-    loader = data.Loader(rows, section["rows"], seed=course.seed, rank=rank, world=world)
+    loader = data.Loader(rows, data.share(section["rows"], world), seed=course.seed, rank=rank, world=world)
     model.init_weights(course.seed)
     make = partial(optimizer_maker(course), steps=section["steps"])
     train.pretrain(stage, section, make_model=lambda: model, make_optimizer=make,
@@ -422,8 +450,10 @@ def named_task(course: Course, name: str, rows: int, seed: int):
     if name == "spelling":
         return spelling.SpellingTask(microworld.spelling_words(), course.tokenizer, rows, seed, "train")
     if name == "identity": return identity.IdentityTask(rows, seed, "train")
-    if name in tasks.HUB: return tasks.hub_task(name, "train")
-    return tasks.WorldTask(name, rows, seed, "train")
+    if name in tasks.GRADERS: return tasks.WorldTask(name, rows, seed, "train")
+    task = tasks.hub_task(name, tasks.TRAIN_SPLITS.get(name, "train"))
+    task.rows = [task[i] for i in range(min(rows, len(task)))]
+    return task
 
 
 def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
@@ -433,13 +463,19 @@ def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
     return tasks.Mixture(parts, seed)
 
 # %% ../lessons/12_capstone.ipynb #1553ebee
+def begin_with(course: Course, parent: str, model: GPT) -> None:
+    "Give the model the weights that an earlier stage left."
+    distributed.gather_objects(None)          # rank 0 may still be writing them; the others would find an older file
+    load_weights(course.run.path / parent, model=model, fingerprint=course.tokenizer.fingerprint())
+
+
 def chat_stage(course: Course, name: str, model: GPT, forward: Callable) -> None:
     "Midtraining or SFT: the same loop, other rows."
     from nanochat.midtrain import midtrain
     from nanochat.sft import sft
     stage, section = open_stage(course, name), course.recipe[name]
     if stage.status() == "finished": return
-    load_weights(course.run.path / WIRING[name][0], model=model, fingerprint=course.tokenizer.fingerprint())
+    begin_with(course, WIRING[name][0], model)
     rank, _, world = ranks()
     options = dict(model=model, tokenizer=course.tokenizer, forward=forward, rank=rank, world=world,
                    make_optimizer=optimizer_maker(course), **common_options(course, stage),
@@ -449,12 +485,12 @@ def chat_stage(course: Course, name: str, model: GPT, forward: Callable) -> None
 
 
 def rl_stage(course: Course, model: GPT) -> None:
-    "Reinforcement learning on word problems, mostly the harder ones, with the calculator."
+    "Reinforcement learning on word problems of both levels, with the calculator."
     from nanochat.grpo import grpo
     from nanochat.tools import make_tool
     stage, section = open_stage(course, "rl"), course.recipe["rl"]
     if stage.status() == "finished": return
-    load_weights(course.run.path / "sft", model=model, fingerprint=course.tokenizer.fingerprint())
+    begin_with(course, "sft", model)
     options = {k: v for k, v in common_options(course, stage).items() if k in ("evaluators", "reduce", "agree")}
     rank, _, world = ranks()
     grpo(stage, section, model=model, tokenizer=course.tokenizer, sampler=course.sampler(model), rank=rank, world=world,
@@ -481,7 +517,7 @@ STEP_SHARES = {"eval": 130, "rl": 2.2}    # all evaluation, and one rl step, in 
 
 def step_seconds(course: Course) -> float:
     "Seconds of one training step on this machine, measured without compiling."
-    m, rows = course.recipe["model"], course.recipe["base"]["rows"]
+    m, rows = course.recipe["model"], data.share(course.recipe["base"]["rows"], ranks()[2])
     config = config_for(m["depth"], course.recipe["tokenizer"]["vocab_size"], m["seq_len"], head_dim=m["head_dim"])
     model = GPT(config).to(course.device)
     model.compute_dtype = course.dtype
@@ -567,6 +603,7 @@ def write_facts(course: Course, note: str = "") -> None:
              "machine": machine() | {k: course.probed[k] for k in ("dtype", "threads")}, "probed": course.probed,
              "entropy_bpb": course.source.entropy_bpb, "settings": course.recipe}
     kept = stored_facts(course.run)
+    if is_finished(course.run): facts |= {k: kept[k] for k in ("commit", "machine") if k in kept}    # nothing is trained
     facts |= {"note": note or kept.get("note", ""), "wall_seconds": kept.get("wall_seconds", 0.0)}
     if ranks()[0] == 0: atomic_write(course.run.path / "run.json", json.dumps(facts, indent=1))
 
@@ -674,7 +711,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name in STAGE_OF: sub.add_argument("--recipe", default="laptop", help="which recipe")
         if name == "run" or name in STAGE_OF: _add_run_options(sub)
         if name in ("eval", "chat"):
-            sub.add_argument("--name", help="name of the run (default: the newest)")
+            sub.add_argument("--name", help="name of the run (default: the newest of those that got furthest)")
             sub.add_argument("--stage", choices=STAGES[1:], help="which stage's model (default: the last finished)")
         if name == "chat":
             sub.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -728,13 +765,14 @@ def stage_command(args: argparse.Namespace) -> None:
 
 # %% ../lessons/12_capstone.ipynb #133efda3
 def finished_course(name: str | None, stage: str | None) -> tuple[Course, str]:
-    "A trained run and the stage to use, by name, or the newest one there is."
+    "A trained run and the stage to use, by name, or the newest of the runs that got furthest."
     wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
     found = Run(name) if name else next((r for r in map(newest_finished, wanted) if r), None)
     if found is None: raise UserError(f"no finished run in {home()}; train one with: python -m nanochat run laptop")
     done = [s for s in wanted if (found.path / s / "metrics.json").exists()]
     if not done: raise UserError(f"run {found.name} in {home()} has no finished stage {' or '.join(wanted)}; train it first")
     facts = stored_facts(found)
+    if "settings" not in facts: raise UserError(f"{found.path / 'run.json'} is missing or incomplete; use another run")
     recipe, probed = facts["settings"], facts["probed"]
     try: pick_device(probed["device"])
     except UserError: probed = probe()                      # trained elsewhere; to use it any device will do

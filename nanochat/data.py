@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Conversation', 'FINEWEB_EDU', 'CLIMBMIX', 'cut_text', 'text_files', 'read_texts', 'is_validation',
-           'split_by_hash', 'Batch', 'Rows', 'pack_documents', 'pack_conversations', 'pack_conversations_all', 'Loader',
-           'encode_documents', 'ShardLoader', 'Corpus', 'download_shards', 'download_corpus']
+           'split_by_hash', 'Batch', 'Rows', 'pack_documents', 'pack_conversations', 'pack_conversations_all', 'share',
+           'Loader', 'encode_documents', 'ShardLoader', 'Corpus', 'download_shards', 'download_corpus']
 
 # %% ../lessons/02b_data.ipynb #c934e77c
 import gzip, hashlib, io, json, zlib
@@ -269,6 +269,15 @@ def pack_conversations_all(
     return pack_conversations([(ids, [1] * len(ids)) for ids, _ in conversations], T, pad)
 
 # %% ../lessons/02b_data.ipynb #93a1e8fd
+def share(
+    rows: int,   # of an update
+    world: int,  # ranks that work on it
+) -> int:        # rows for each
+    "A rank's part of the rows: another number of ranks trains the same. `UserError` if it is no whole number."
+    if rows % world: raise UserError(f"{rows} rows or prompts cannot be shared by {world} processes; use a multiple, or fewer processes")
+    return rows // world
+
+
 class Loader:
     """Endless batches of packed rows: each row once an epoch, in an order that `seed` fixes.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from .chat_eval import completion_text
 from .checkpoint import (Interrupt, checkpointed, last_step, load_checkpoint,
                                  save_checkpoint, set_rng_state)
+from .data import share
 from .optim import clip_by_global_norm, schedule
 from .train import evaluate
 from .workshop import Progress, UserError, print0
@@ -193,8 +194,7 @@ def make_answer(
     "The function that asks this rank's questions of a step; they depend on the step alone."
     prompts, seed = recipe["prompts"], recipe.get("seed", 0)
     if len(task) == 0: raise UserError(f"the task {task.name} has no questions")
-    if prompts % world:
-        raise UserError(f"{prompts} prompts cannot be shared by {world} processes; use a multiple")
+    share(prompts, world)
 
     def answer(step: int) -> list[Rollout]:
         asked = questions_at(step, len(task), prompts, seed)[rank::world]

@@ -152,7 +152,7 @@ def with_article(
     phrase: str,
 ) -> str:
     "The phrase with `a` or `an` before it."
-    vowel = r"(?!eu|ew|one|u(ni[^nm]|se|su|ku|ti))[aeiou]|hon|heir|hour"
+    vowel = r"(?!eu|ew|one|u(ni[^nm]|se|su|ku|ti))[aeiou]|hon(?!ey)|heir|hour"
     return f"{'an' if re.match(vowel, phrase.lower()) else 'a'} {phrase}"
 
 def _upper(text: str) -> str: return text[:1].upper() + text[1:]
@@ -356,7 +356,7 @@ NAME_PARTS = ("B D F G H J K L M N P R S T V Z", "a e i o u",
 
 @cache
 def new_names() -> tuple[str, ...]:
-    "Names that nobody in this world has, such as Tolan: 28,000 of them, so each is nearly new."
+    "Names that nobody in this world has, such as Tolan: nearly 29,000 of them, so each is nearly new."
     groups = ("heroes", "friends", "people", "readers", "strangers")
     known = {name for group in groups for name, _ in people(group)}
     names = map("".join, product(*(letters.split() for letters in NAME_PARTS)))
@@ -812,7 +812,8 @@ def _choice_fact(chooser: Chooser, split: str) -> Item:
     kind = chooser.pick(("opposite", "young", "sound", "place", "made"))
     _, right, sentence = chooser.pick(_asked_facts(kind, split))
     wrong = _others(chooser, [value for _, value, _ in facts()[kind]], right)
-    return Item(sentence.removesuffix(f" {right}."), right, wrong, sentence.removesuffix("."))
+    question = re.sub(r" an?$", "", sentence.removesuffix(f" {right}."))      # an article would tell
+    return Item(question, right, wrong, sentence.removesuffix("."))
 
 # %% ../lessons/00b_microworld.ipynb #56ef591a
 CHOICES = (_choice_passage, _choice_passage, _choice_passage, _choice_person, _choice_person,

@@ -7,7 +7,7 @@ __all__ = ['cut_documents', 'midtrain_rows', 'fit_settings', 'train_on_rows', 'm
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from .data import Loader, Rows, encode_documents, pack_conversations_all
+from .data import Loader, Rows, encode_documents, pack_conversations_all, share
 from .optim import schedule
 from .train import fit
 from .workshop import print0
@@ -53,7 +53,7 @@ def _say_left_out(rows: Rows) -> None:
 
 def train_on_rows(
     stage,                      # of `checkpoint`: where it is stored
-    recipe: dict,               # rows, lr_scale, seed, and what `fit_settings` reads
+    recipe: dict,               # rows (of all ranks together), lr_scale, seed, what `fit_settings` reads
     make_rows: Callable[[], Rows],  # packs the data; only called when there is something to do
     *,
     model,                      # starts from the weights it has; changed in place
@@ -70,8 +70,8 @@ def train_on_rows(
     if stage.status() == "finished": return stage.metrics()
     rows = make_rows()
     _say_left_out(rows)
-    loader = Loader(rows, recipe["rows"], seed=recipe.get("seed", 0), rank=rank, world=world)
-    tokens = recipe["rows"] * rows.x.shape[1] * recipe.get("accumulate", 1) * world
+    loader = Loader(rows, share(recipe["rows"], world), seed=recipe.get("seed", 0), rank=rank, world=world)
+    tokens = recipe["rows"] * rows.x.shape[1] * recipe.get("accumulate", 1)
     optimizer = make_optimizer(model, lr_scale=recipe["lr_scale"], batch_tokens=tokens)
     metrics = fit(stage, model, optimizer, loader, label=stage.name,
                   fingerprint=tokenizer.fingerprint(), extra={"config": model.config.to_dict()},

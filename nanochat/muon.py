@@ -42,7 +42,7 @@ def newton_schulz(
     for done in range(0, steps, span):
         A = X.mT @ X if tall else X @ X.mT                                   # (N, n, n), n the smaller side
         if done == 0:
-            size = A.norm(dim=(-2, -1), keepdim=True) + 1e-30                # >= largest singular value squared
+            size = A.norm(dim=(-2, -1), keepdim=True) + 1e-18                # >= largest singular value squared; its own square must not underflow
             A = A / size
         P = Q = _factor(A)
         for _ in range(min(span, steps - done) - 1):

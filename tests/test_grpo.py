@@ -251,7 +251,7 @@ def test_ranks_share_the_questions_of_a_step():
     alone, both = asked[1, 0][0], [asked[2, 0][0], asked[2, 1][0]]
     assert sorted(alone[1]) == sorted(both[0][1] + both[1][1])
     assert both[0][0] != both[1][0]                                     # other random numbers on each rank
-    with pytest.raises(UserError, match="4 prompts cannot be shared by 3"):
+    with pytest.raises(UserError, match="4 rows or prompts cannot be shared by 3"):
         make_answer(recipe, sampler=None, rank=0, world=3, **common)
 
 

@@ -308,7 +308,7 @@ def test_minutes_fits_steps_first_then_depth(tmp_path, monkeypatch):
 def test_two_processes_train_the_same_recipe(tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577", "-m", "nanochat",
              "pretrain", "--recipe", "smoke", "--name", "pair", *TINY, "--minutes", "60",      # decided together
-             "--set", "base.rows=4", "--dtype", "float32"]
+             "--set", "base.rows=8", "--dtype", "float32"]             # rows of an update, however many processes
     done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path), text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     single = nanochat(tmp_path, "pretrain", "--recipe", "smoke", "--name", "one", *TINY, "--set", "base.rows=8",
@@ -318,6 +318,50 @@ def test_two_processes_train_the_same_recipe(tmp_path):
     pair, one = (load_file(tmp_path / n / "base" / "step_000004" / "model.safetensors") for n in ("pair", "one"))
     for name in one:      # AdamW divides by almost nothing for rare tokens, so single entries may differ visibly
         assert (pair[name] - one[name]).norm() < 1e-4 * one[name].norm(), name
+
+
+@pytest.mark.slow
+def test_no_process_reads_weights_that_are_still_being_written(tmp_path):
+    "The next stage of rank 1 began with an older checkpoint, or with none, when rank 0's disk was slow."
+    script = tmp_path / "slow_disk.py"
+    script.write_text("""
+import sys, time
+from nanochat import __main__ as program, checkpoint
+publish = checkpoint._publish
+def slowly(temp, final): time.sleep(6 if "base" in str(final) else 0); publish(temp, final)
+checkpoint._publish = slowly
+sys.exit(program.main(sys.argv[1:]))
+""")
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29578", str(script), "midtrain",
+             "--recipe", "smoke", "--name", "slow", *TINY, "--set", "base.save_every=100", "--dtype", "float32"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"rl": {"task": "story"}}, "rl.task: 'story' is none of"), ({"rl": {"task": "nosuch"}}, "rl.task"),
+    ({"rl": {"samples": 1}}, "rl.samples must be 2 or more"), ({"rl": {"mixture": [["story", 1, 5]]}}, "rl.mixture: no task 'story'"),
+    ({"sft": {"mixture": [["word1", 1]]}}, "sft.mixture: .* must be \\[task, times, rows\\]"),
+    ({"sft": {"mixture": [["wrod1", 1, 20]]}}, "sft.mixture: no task 'wrod1'"), ({"mid": {"mixture": [["word1", 1, -5]]}}, "mid.mixture"),
+    ({"mid": {"mixture": [["humaneval", 1, 5]]}}, "no task 'humaneval'"), ({"mid": {"mixture": [["word1", 1.5, 5]]}}, "must be")])
+def test_a_recipe_that_would_fail_after_hours_is_refused_at_once(change, said):
+    recipe = program._join(program.load_recipe("smoke"), change)
+    with pytest.raises(UserError, match=said): program.check_recipe(recipe)
+
+
+def test_rows_that_the_processes_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(program, "ranks", lambda: (0, 0, 3))
+    with pytest.raises(UserError, match="16 rows or prompts cannot be shared by 3 processes"): program.check_recipe(program.load_recipe("laptop"))
+
+
+def test_hub_tasks_take_the_training_split_and_so_many_rows(monkeypatch):
+    asked = []
+    def rows(path, config, split):
+        asked.append((path, config, split))
+        return [{"question": f"q{i}?", "choices": list("wxyz"), "answer": i % 4, "subject": "s"} for i in range(50)]
+    monkeypatch.setattr(program.tasks, "hub_rows", rows)
+    task = program.named_task(None, "mmlu", 7, 0)
+    assert asked == [("cais/mmlu", "all", "auxiliary_train")] and len(task) == 7 and task[6]["messages"]
 
 
 # ---- what the roof does on the way

@@ -262,3 +262,14 @@ def test_published_overhead_at_depth_20():
     sides = [sorted(p.shape) for p in model.parts()["matrices"]]
     flops = sum(5 * (4 * n * n * m + 2 * n**3) for n, m in sides)
     assert flops == 20 * 5 * 60 * 1280**3 and flops / (model.flops_per_token() * 2**19) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (64, 64)])
+@pytest.mark.parametrize("steps", [3, 5])
+def test_tiny_matrices_stay_finite(shape, steps, dtype):
+    "The norm of A squares its entries; they underflowed for lengths of 1e-11 to 1e-14, and the weights became NaN."
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for power in range(45):
+        found = newton_schulz((G / G.norm() * 10.0**-power).to(dtype), steps)
+        assert found.isfinite().all() and found.abs().max() < 3, power

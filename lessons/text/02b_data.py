@@ -514,6 +514,15 @@ assert pack_conversations_all(talks, T=7, pad=99).y.tolist() == [[11, 12, 13, -1
 
 # %%
 #| export
+def share(
+    rows: int,   # of an update
+    world: int,  # ranks that work on it
+) -> int:        # rows for each
+    "A rank's part of the rows: another number of ranks trains the same. `UserError` if it is no whole number."
+    if rows % world: raise UserError(f"{rows} rows or prompts cannot be shared by {world} processes; use a multiple, or fewer processes")
+    return rows // world
+
+
 class Loader:
     """Endless batches of packed rows: each row once an epoch, in an order that `seed` fixes.
 

@@ -1630,7 +1630,7 @@ assert plans[20]["steps"] == 21_400 and plans[20]["tokens"] == 11_219_763_200 an
 # %% [markdown]
 # Steps, tokens and operations of d20 are those of the published run, to the last digit. The hours rest on 45% of the peak, which is an assumption here: published nanochat reports 47 to 48% on eight H100, a step of 487 ms, and
 # about three hours for this stage. The memory is that of the plain model; compiled, published nanochat gets 32 rows into 80 GB, because fused operations keep fewer tensors. `rows_that_fit` tries it on the
-# device, and `micro` cuts the batch accordingly: no number has to be guessed, and the run is the same. The whole tour, this stage with all that follows, is `torchrun --nproc_per_node=8 -m nanochat run RECIPE`: lesson 12 owns the recipes and prints this plan first.
+# device, and `micro` cuts the batch accordingly: no number has to be guessed, and the run is the same. The command is `torchrun --nproc_per_node=8 -m nanochat run RECIPE`, and lesson 12 owns the recipes.
 #
 # In this course several things differ from that run, each for a reason you have seen: the checkpoint is on the disk before anything is evaluated; accumulated gradients are weighted by their targets; clipping comes after averaging; a bad update is
 # suppressed and named; nothing is unpickled; and a step is an update.

@@ -312,7 +312,7 @@ def newton_schulz(
     for done in range(0, steps, span):
         A = X.mT @ X if tall else X @ X.mT                                   # (N, n, n), n the smaller side
         if done == 0:
-            size = A.norm(dim=(-2, -1), keepdim=True) + 1e-30                # >= largest singular value squared
+            size = A.norm(dim=(-2, -1), keepdim=True) + 1e-18                # >= largest singular value squared; its own square must not underflow
             A = A / size
         P = Q = _factor(A)
         for _ in range(min(span, steps - done) - 1):
@@ -1016,7 +1016,7 @@ assert muon_s > 0
 # <details><summary>2. Then why clip gradients at all?</summary>The direction mixes past gradients. One huge gradient would drown the others in the momentum, and rule the next dozen steps.</details>
 # <details><summary>3. You store queries, keys and values as one (3C, C) matrix. Is Muon's step the same as for three (C, C) ones?</summary>No. Orthogonalised together, the three share 1.0 of strength per input direction; apart, each has its own. The shape factor differs, too. It is another optimizer.</details>
 # <details><summary>4. Why is the classic polynomial not used, though it converges to exactly 1?</summary>It multiplies small values by 1.5 a round; from 0.01 it would need about twelve rounds.</details>
-# <details><summary>5. A matrix has exactly zero gradient. What does the iteration return?</summary>Zero: $A$ is 0, and 0 divided by (0 + 1e-30) is 0. Without the small number it would be NaN.</details>
+# <details><summary>5. A matrix has exactly zero gradient. What does the iteration return?</summary>Zero: $A$ is 0, and 0 divided by (0 + 1e-18) is 0. Without the small number it would be NaN, and with a much smaller one a *nearly* zero gradient would be: the entries of its $A$ are so small that their squares are 0 in fp32, the norm is 0, and the polynomial runs away.</details>
 # <details><summary>6. At 4,096 tokens a step, would you use Muon at depth 20?</summary>The iteration would cost about three fifths of the training's arithmetic (1.9 n/B over all matrices of a block, with n = 1280). Take larger batches, or fewer rounds, or AdamW.</details>
 #
 # ## Papers

@@ -20,6 +20,7 @@
 #| export
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 
@@ -80,7 +81,8 @@ assert [part["type"] for part in example["messages"][1]["content"]] == [
 # ## Three graders
 #
 # The first reads a number. A completion arrives as decoded text, tool calls included. What the *tool* said is no merit of the
-# model, so only the text after the last tool output counts. The last number in it is the answer.
+# model, and what the model *asked* is no answer, so only the text after the last tool output counts, without calls, finished or cut off.
+# The last number in it is the answer.
 
 # %%
 #| export
@@ -92,6 +94,7 @@ def final_number(
 ) -> str | None:     # "19", "-3", "2.5"; None when there is no number
     "The last number after the last tool output, without thousands separators or a final dot."
     said = text.rsplit(OUTPUT_END, 1)[-1]
+    said = re.sub(r"<\|(python|output)_start\|>.*?(<\|\1_end\|>|$)", "", said, flags=re.DOTALL)
     found = re.findall(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?", said)    # 5-3: a minus, no sign
     return found[-1].replace(",", "") if found else None
 
@@ -101,6 +104,7 @@ for text in completions: print(f"{final_number(text):>4}", "|", text)
 call = "<|python_start|>12+7<|python_end|><|output_start|>19<|output_end|>"
 assert final_number(call + " The answer is 19.") == "19"
 assert final_number(call) is None                          # the tool knew; the model did not say it
+assert all(final_number(cut) is None for cut in (call[:20], call[:-14], "<|python_start|>19", "<|output_start|>19"))
 assert final_number("It costs 1,234.50.") == "1234.50" and final_number("None.") is None
 assert final_number("3-2 is 1") == "1" and final_number("It is -4.") == "-4"
 
@@ -128,7 +132,8 @@ def names_answer(conversation: dict, completion: str) -> bool:
 
 def same_number(conversation: dict, completion: str) -> bool:
     "The final number is the answer."
-    return final_number(completion) == conversation["answer"]
+    found = final_number(completion)
+    return found is not None and found == conversation["answer"]
 
 
 def same_letter(conversation: dict, completion: str) -> bool:
@@ -371,18 +376,18 @@ assert arc_row(odd)["letters"] == ["1", "2", "3"]
 # GSM8K's answers carry calculator marks such as `<<48/2=24>>`. Each becomes a call and its output; the text between them stays text. The final answer
 # stands behind four hash signs.
 #
-# People wrote these marks, and they write one number in many ways: 30, 30.00, .5. Our calculator (lesson 09) writes one way. The model should
+# People wrote these marks, and they write one number in many ways: 30, 30.00, .5, 1,000. Our calculator (lesson 09) writes one way. The model should
 # meet in training what the tool will show it later, so the output is brought to that form.
 
 # %%
 #| export
 def plain_number(text: str) -> str:
-    "A number as the calculator writes it: 30.00 -> 30, .50 -> 0.5; other text is left alone."
-    if not re.fullmatch(r"-?(\d+|\d*\.\d+|\d+\.)", text): return text
-    sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
-    whole, _, rest = digits.partition(".")
-    rest = rest.rstrip("0")
-    return sign + (whole or "0") + ("." + rest if rest else "")
+    "A number as the calculator writes it, up to four decimals: 30.00 -> 30, 1,000 -> 1000; other text is left alone."
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    if not re.fullmatch(r"-?(\d+|\d*\.\d+|\d+\.)", plain): return text
+    ten_thousandths = round(Fraction(plain) * 10_000)
+    whole, rest = divmod(abs(ten_thousandths), 10_000)
+    return "-" * (ten_thousandths < 0) + f"{whole}.{rest:04}".rstrip("0").rstrip(".")
 
 
 def gsm8k_parts(
@@ -403,7 +408,7 @@ def gsm8k_parts(
 
 # %%
 for part in gsm8k_parts("A third of 90 is <<90/3=30.00>>30."): print(part)
-forms = {"30.00": "30", ".5": "0.5", "-0.50": "-0.5", "24": "24", "3/4": "3/4"}
+forms = {"30.00": "30", ".5": "0.5", "-0.50": "-0.5", "24": "24", "3/4": "3/4", "1,000": "1000", "0.66667": "0.6667", "-0": "0", "05": "5", "1,00": "1,00"}
 assert {text: plain_number(text) for text in forms} == forms
 assert gsm8k_parts("<<5>>")[1]["text"] == ""
 
@@ -422,14 +427,17 @@ def marked_answer(text: str) -> str | None:
 
 def gsm8k_row(row: dict) -> dict:
     "GSM8K (Cobbe et al. 2021): question, and an answer with calculator steps."
+    answer = marked_answer(row["answer"])
+    if answer is None: raise UserError(f"a GSM8K answer must hold '#### NUMBER': {row['answer']!r}")
     messages = [{"role": "user", "content": row["question"]},
                 {"role": "assistant", "content": gsm8k_parts(row["answer"])}]
-    return {"messages": messages, "answer": marked_answer(row["answer"])}
+    return {"messages": messages, "answer": answer}
 
 
 def same_marked(conversation: dict, completion: str) -> bool:
     "The number behind the four hash signs is the answer."
-    return marked_answer(completion) == conversation["answer"]
+    found = marked_answer(completion)
+    return found is not None and found == conversation["answer"]
 
 
 # %%
@@ -514,6 +522,7 @@ assert program.startswith("import math")
 
 # %%
 #| export
+TRAIN_SPLITS = {"mmlu": "auxiliary_train"}     # all others call it "train"
 HUB = {  # name: (path on the hub, configuration, row function, grader, kind, score of a guesser)
     "mmlu": ("cais/mmlu", "all", mmlu_row, same_letter, "letter", 0.25),
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", arc_row, same_letter, "letter", 0.25),
@@ -527,7 +536,10 @@ HUB = {  # name: (path on the hub, configuration, row function, grader, kind, sc
 def hub_rows(path: str, config: str | None, split: str) -> list[dict]:
     "Rows of a data set of the Hugging Face hub, shuffled with seed 42 (downloads on first use)."
     from datasets import load_dataset
-    return load_dataset(path, config, split=split).shuffle(seed=42)
+    try: return load_dataset(path, config, split=split).shuffle(seed=42)
+    except Exception as error:       # the library's kinds of failure have no base class of their own
+        raise UserError(f"data set {path} ({split}) cannot be loaded: {error}; "
+                        "check the network, or download it while there is one") from error
 
 
 def code_grader(run: Callable[[str], bool] | None) -> Callable[[dict, str], bool]:
