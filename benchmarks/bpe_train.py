@@ -1,7 +1,7 @@
 """Training and encoding byte-pair tokenizers: the crate of lesson 01a against published ones, in the same run.
 
-    NANOCHAT_REAL_DATA=FOLDER python benchmarks/bpe_train.py            # everything: about twelve minutes on two cores
-    python benchmarks/bpe_train.py --sizes 10 --repeat 1                # a taste: half a minute
+    NANOCHAT_REAL_DATA=FOLDER python benchmarks/bpe_train.py            # everything: about 18 minutes on two cores
+    python benchmarks/bpe_train.py --sizes 10 --repeat 1 --out taste.json   # a taste: half a minute
     python benchmarks/bpe_train.py --ladder                             # what each step of lesson 01a gains (needs cargo)
 
 The text is a shuffled mix of real prose (`text/*.gz` and `chat/*.gz` in NANOCHAT_REAL_DATA, left out when it is not set) and the
@@ -59,7 +59,8 @@ def documents(folders: list[Path]) -> Iterator[str]:
 def write_corpora(folder: Path, sizes: list[int]) -> dict[int, Path]:
     "Files of so many megabytes, records of up to 4,096 characters with NUL between them, all from one shuffle."
     folder.mkdir(parents=True, exist_ok=True)
-    files = {size: folder / f"{size}.txt" for size in sizes}
+    mix = "real" if os.environ.get("NANOCHAT_REAL_DATA") else "code"          # two mixes, not one name
+    files = {size: folder / f"{mix}-{size}.txt" for size in sizes}
     if all(file.is_file() for file in files.values()): return files
     import site, sysconfig
     roots = [Path(site.getsitepackages()[0]), Path(sysconfig.get_paths()["stdlib"])]
@@ -233,14 +234,16 @@ def machine() -> dict:
 KEY = ("what", "name", "text", "split", "vocabulary", "threads")
 
 
-def keep(rows: list[dict]):
-    "Adds rows to the results; a row measured again replaces the old one."
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+def keep(rows: list[dict], path: Path):
+    "Adds rows to the results; a row measured again replaces the old one, and so does another machine all of them."
+    kept = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    same = lambda a, b: all(a.get(k) == b.get(k) for k in ("cpu", "cores"))
+    if kept["rows"] and not same(kept["machine"], machine()): raise SystemExit(f"{path} is of another machine; give --out another name")
     table = {tuple(row.get(k) for k in KEY): row for row in kept["rows"] + rows}
     kept = {"command": "NANOCHAT_REAL_DATA=... python benchmarks/bpe_train.py", "machine": machine(),
             "rows": sorted(table.values(), key=lambda row: [str(row.get(k)).rjust(9) for k in KEY])}
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    (RESULTS.with_suffix(".md")).write_text(table_of(kept))
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table_of(kept))
 
 
 def table_of(kept: dict) -> str:
@@ -269,7 +272,7 @@ def table_of(kept: dict) -> str:
 def jobs(files: dict, world: Path | None, vocabularies: list[int]) -> list[tuple]:
     "(text, file, split, pattern, vocabulary, trainers) of every comparison."
     real = [(f"{size} MB", path, v) for size, path in files.items() for v in vocabularies]
-    if world: real += [("microworld", world, v) for v in vocabularies]      # 32,768 are not there: it stops early
+    if world: real += [("microworld", world, v) for v in vocabularies]
     found = [(text, path, "nanochat", NANOCHAT, v, ("ours", "rustbpe", "tokenizers")) for text, path, v in real]
     return found + [(text, path, "GPT-2", GPT2, v, ("ours", "gigatoken")) for text, path, v in real]
 
@@ -285,13 +288,14 @@ def main():
     parser.add_argument("--splits", nargs="+", default=["nanochat", "GPT-2"], choices=["nanochat", "GPT-2"])
     parser.add_argument("--text", type=Path, default=Path(tempfile.gettempdir()) / "nanochat-bpe-text", help="files made before are used again")
     parser.add_argument("--table", action="store_true", help="print the kept results and stop")
-    parser.add_argument("--ladder", action="store_true", help="measure the steps of lesson 01a instead")
+    parser.add_argument("--ladder", action="store_true", help="measure the steps of lesson 01a instead (32,768 entries, two threads)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the results, kept by run")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         name, path, size, pattern, threads = args.child
         return child(name, path, int(size), pattern, int(threads))
-    if args.table: return print(table_of(json.loads(RESULTS.read_text())))
+    if args.table: return print(table_of(json.loads(args.out.read_text())))
     if args.ladder: return ladder(args.text, args.repeat)
     install(args.peers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -311,9 +315,9 @@ def main():
                              "threads": threads, "repeat": args.repeat, "commit": machine()["commit"], **middle})
                 print(f"{text:10s} {split:8s} {size:6,} {threads} threads {name:10s} {middle['seconds']:7.2f} s "
                       f"{middle['peak_mb']:6.0f} MB  {middle['tokens']:,} tokens", flush=True)
-            keep(rows)
-        if 10 in files: keep(encoding(files[10], threads, max(args.repeat, 5)))
-    print(table_of(json.loads(RESULTS.read_text())))
+            keep(rows, args.out)
+        if 10 in files: keep(encoding(files[10], threads, max(args.repeat, 5)), args.out)
+    print(table_of(json.loads(args.out.read_text())))
 
 
 if __name__ == "__main__": main()

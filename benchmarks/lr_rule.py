@@ -4,11 +4,12 @@
     python benchmarks/lr_rule.py --part d2-4096         one case: d2-4096 d4-4096 d6-4096 d2-65536 d4-65536 d6-65536
 
 A case is a depth and a number of tokens per update. The rates are those of `make_optimizer(model, batch_tokens=..., steps=...)`, all
-multiplied by one number: five powers of 1.5 around 1 (three at depth 6). Where the best is at an edge, the row grows. The best
+multiplied by one number: five powers of 1.5 around 1 (three at depth 6). Where the best is at an edge, the row grows (not at depth 6). The best
 and the rule itself (multiplier 1) are then run with three seeds; the bar is that the rule ends within 3% of the best.
 `--scale 0.1` gives every run a tenth of its tokens: a short version for trying the script, which is no measurement of the bar.
 `--timid` adds one run at published nanochat's rule, the square root of the batch over 524,288 tokens.
-Every finished run goes into the JSON file at once; start again to go on.
+Every finished run goes into the JSON file at once; start again to go on. `results/lr_rule.json` was made with `--rounds 5`;
+other settings need an `--out` of their own.
 """
 import argparse
 import json
@@ -22,6 +23,7 @@ from muon_vs_adamw import HERE, Results, run, world
 
 from nanochat import workshop
 from nanochat.muon import make_optimizer, ns_rounds
+from nanochat.optim import horizon_scale
 
 FACTOR, MICRO = 1.5, 16                       # between neighbours; rows that are worked on at once
 TOKENS = {4096: 3e6, 65536: 8e6}              # of a whole run, by tokens per update
@@ -32,6 +34,7 @@ def best_of(results: Results, case: str, trial, powers: list[int], grow: bool) -
     while True:
         found = {k: results.get(f"{case} power {k} seed 0", partial(trial, FACTOR**k, 0))["bpb"] for k in powers}
         best = min(found, key=lambda k: math.inf if found[k] is None else found[k])
+        if found[best] is None: sys.exit(f"{case}: every run diverged")
         if not grow or best not in (powers[0], powers[-1]): return best
         powers = [powers[0] - 1, *powers] if best == powers[0] else [*powers, powers[-1] + 1]
 
@@ -45,11 +48,11 @@ def measure(a, w: dict, results: Results, depth: int, batch: int) -> dict:
                        ns_steps=a.rounds or ns_rounds(64 * depth, batch))
         return run(settings, w, make, steps, seed, accumulate=batch // (MICRO * a.seq_len))
     best = best_of(results, case, trial, [-1, 0, 1] if depth == 6 else [-2, -1, 0, 1, 2], grow=depth < 6)
-    if a.timid: results.get(f"{case} published rule seed 0", lambda: trial((batch / 2**19) ** 0.5, 0))
+    if a.timid: results.get(f"{case} published rule seed 0", lambda: trial((batch / 2**19) ** 0.5 / horizon_scale(steps), 0))
     ends = {k: [results.get(f"{case} power {k} seed {s}", partial(trial, FACTOR**k, s))["bpb"] for s in range(a.seeds)]
             for k in sorted({0, best})}
-    mean = {k: sum(e) / len(e) for k, e in ends.items()}
-    summary = {"steps": steps, "best_power": best, "mean": mean, "seeds": a.seeds,
+    mean = {k: math.inf if None in e else sum(e) / len(e) for k, e in ends.items()}      # None: that run diverged
+    summary = {"steps": steps, "best_power": best, "mean": {k: None if math.isinf(m) else m for k, m in mean.items()}, "seeds": a.seeds,
                "rule_over_best": mean[0] / mean[best], "held": mean[0] <= 1.03 * mean[best]}
     results.data.setdefault("summary", {})[case] = summary
     results.save()

@@ -2,7 +2,7 @@
 
     python benchmarks/more_sft.py RUN [RUN ...]
 
-For each finished run it takes the weights after SFT, goes on with the SFT mixture (new rows) for as many steps as fit
+For each finished run it takes the weights after SFT, goes on with the SFT mixture (new conversations, and its documents) for as many steps as fit
 into the seconds that the rl stage took, and measures the chat skills on the same held-out questions as the report.
 The last line is one JSON object.
 """
@@ -23,11 +23,12 @@ def further_sft(name: str) -> dict:
     section = dict(course.recipe["sft"])
     section["steps"] = max(1, int(metrics["rl"]["seconds"] * section["steps"] / metrics["sft"]["seconds"]))
     model, forward = roof.learner(course)
+    texts = course.source.train[-section["text"]:] if section["text"] else ()
     load_weights(course.run.path / "sft", model=model)
     with tempfile.TemporaryDirectory() as folder:
         stage = Run("further", folder).stage("sft", section, None, "further SFT")
-        sft(stage, section, model=model, tokenizer=course.tokenizer, forward=forward,
-            make_optimizer=roof.optimizer_maker(course), conversations=roof.mixture(course, section, course.seed + 7_000))
+        sft(stage, section, model=model, tokenizer=course.tokenizer, forward=forward, texts=texts,
+            micro=course.micro if course.micro < section["rows"] else 0, make_optimizer=roof.optimizer_maker(course), conversations=roof.mixture(course, section, course.seed + 7_000))
     after = {row["skill"]: row["value"] for row in roof.measure_chat(course, model)}
     reported = {s: {r["skill"]: r["value"] for r in metrics[s]["skills"]} for s in metrics}
     return {"run": name, "seconds": round(metrics["rl"]["seconds"]), "sft_steps": section["steps"],
@@ -39,5 +40,5 @@ if __name__ == "__main__":
     results = [further_sft(name) for name in sys.argv[1:]]
     for r in results:
         print(f"{r['run']}: {r['seconds']} s of rl, or {r['sft_steps']} more steps of SFT")
-        for skill, row in r["skills"].items(): print(f"  {skill:15s}", *(f"{k} {v:.3f}" for k, v in row.items()))
+        for skill, row in r["skills"].items(): print(f"  {skill:15s}", *(f"{k} {v:.3f}" for k, v in row.items() if v is not None))
     print(json.dumps(results))

@@ -10,7 +10,8 @@
 
 Every finished run goes into the JSON file at once, so the script can be stopped and started again; `--part` runs one of
 the three. With `--adamw-steps N` AdamW gets N steps and Muon what fits into 108/180 of that time: a short version, or a
-new Muon against old runs of AdamW.
+new Muon against old runs of AdamW. `results/muon_vs_adamw.json` was made with `--adamw-steps 1288`; other settings need an
+`--out` of their own.
 """
 import argparse
 import json
@@ -87,7 +88,8 @@ class Results:
     def __init__(self, path: Path, head: dict):
         self.path = path
         self.data = json.loads(path.read_text()) if path.exists() else head | {"runs": {}}
-        if self.data["settings"] != head["settings"]: sys.exit(f"{path} belongs to other settings; give --out another name")
+        if any(self.data[key] != head[key] for key in ("settings", "dtype")):
+            sys.exit(f"{path} belongs to other settings or another dtype; give --out another name")
 
     def get(self, name: str, make) -> dict:
         "The stored result of that name, or that of `make()`, stored now."
@@ -126,6 +128,7 @@ def grid(results: Results, trial, axes: list[list[float]]) -> tuple[tuple, dict]
             r = results.get("sweep matrix {:g} embedding {:g}".format(*place), partial(trial, *place))
             value[place] = math.inf if r["bpb"] is None else r["bpb"]
         best = min(value, key=value.get)
+        if math.isinf(value[best]): sys.exit("every run of the sweep diverged")
         grown = False
         for axis, at in zip(axes, best):
             if at == axis[0]: axis.insert(0, axis[0] / FACTOR); grown = True
@@ -168,8 +171,8 @@ def main(argv=None) -> None:
     results.data["summary"] = {"steps": steps, "step_seconds": times, "adamw_best": dict(zip(("matrix", "embedding"), best)),
                                "sweep": [[*place, None if math.isinf(end) else end] for place, end in swept.items()],
                                "seconds": {name: seconds for name, (_, seconds) in RACES.items()},
-                               "bpb": ends, "mean": {n: sum(e) / len(e) for n, e in ends.items()},
-                               "held": all(m <= min(ends["AdamW"]) for m in ends["Muon"])}
+                               "bpb": ends, "mean": {n: None if None in e else sum(e) / len(e) for n, e in ends.items()},      # None: it diverged
+                               "held": all(m is not None and m <= min(e for e in ends["AdamW"] if e is not None) for m in ends["Muon"])}
     results.save()
     print(json.dumps(results.data["summary"]))
 

@@ -11,6 +11,7 @@ predicted by a fit to the others and take no part in it. The last line is one JS
 import argparse
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def report(found: dict) -> dict:
     runs = [r for r in found["runs"] if r["rate"] == 1 and r["seed"] == 0]
     held = {tuple(h) for h in found["held_out"]}
     inside = [r for r in runs if (r["layers"], r["width"], r["tokens"]) not in held]
+    if len(inside) < 5: return {"law": None, "held_out": {}}            # the grid is not far enough
     law = fit_power_law(*([r[k] for r in inside] for k in ("weights", "tokens", "bpb")), floor=found["entropy_bpb"])
     for r in runs:
         r["predicted"] = predict_loss(law, r["weights"], r["tokens"])
@@ -104,4 +106,5 @@ if __name__ == "__main__":
     parser.add_argument("--show", action="store_true", help="train nothing")
     args = parser.parse_args()
     if not args.show: main(args.minutes)
+    if not RESULT.exists(): sys.exit(f"{RESULT} is not there yet; leave out --show")
     print(json.dumps(report(json.loads(RESULT.read_text()))))

@@ -117,7 +117,7 @@ def their_side(name: str, depth: int, args) -> dict:
 
 class Memory:
     "Peak memory since `reset`, in MB: of the process, or of the device where it has its own."
-    def __init__(self, device: str): self.cuda, self.before = device == "cuda", 0.0
+    def __init__(self, device: str): self.cuda, self.before = device.startswith("cuda"), 0.0
 
     def now(self, field: str = "VmRSS") -> float:
         status = Path("/proc/self/status")
@@ -146,7 +146,7 @@ def work(pipe, side: str, name: str, depth: int, args):
     def timed(f, count: int) -> float:
         began = clock()
         for _ in range(count): f()
-        if args.device == "cuda": torch.cuda.synchronize()
+        if args.device.startswith("cuda"): torch.cuda.synchronize()
         return clock() - began
 
     try:
@@ -283,10 +283,16 @@ def last_line(found: dict, device: str, versions: dict) -> dict:
     return {"device": device, "versions": versions, "depths": {str(d): one(r) for d, r in found.items()}}
 
 
+def settings_of(args) -> dict:
+    "What two measurements must have in common to stand in one file."
+    return {k: getattr(args, k) for k in ("rows", "length", "vocab", "head_dim", "threads", "clock", "dtype", "compile")}
+
+
 def keep(path: Path, result: dict, about: dict, found: dict):
     "Write the results, beside those of other depths that the file already holds for this device and these versions."
     old = json.loads(path.read_text()) if path.exists() else {}
-    if any(old.get(k) != result[k] for k in ("device", "versions")): old = {"depths": {}, "detail": {}}
+    alike = all(r.get("settings") in (None, about.get("settings")) for r in old.get("detail", {}).values())     # older files do not say
+    if not alike or any(old.get(k) != result[k] for k in ("device", "versions")): old = {"depths": {}, "detail": {}}
     depths = old["depths"] | result["depths"]
     detail = old["detail"] | {str(d): about | {"load": os.getloadavg()} | r for d, r in found.items()}
     order = sorted(depths, key=int)
@@ -304,13 +310,14 @@ def options(arguments: list[str] | None = None):
             ("peak", 0.0, "TFLOP/s of the device, to print the share of it")):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default {default})")
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 6], help="layers; the width is 64 times as much")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="ours: auto, float32 or bfloat16")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the process, for one thread")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="set-ups of the peer to race")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="both sides as they are")
     parser.add_argument("--save", type=Path, help="where everything measured is written, as JSON")
     args = parser.parse_args(arguments)
+    if args.device.partition(":")[0] not in ("cpu", "cuda"): parser.error(f"--device {args.device}: cpu or cuda; others are not waited for")
     if args.clock == "cpu" and args.threads != 1: parser.error("--clock cpu needs --threads 1: waiting threads count as busy")
     return args
 
@@ -322,17 +329,17 @@ def main(arguments: list[str] | None = None) -> dict:
     import torch
     from nanochat.workshop import machine
     facts = machine() | {"threads": args.threads}
-    device = torch.cuda.get_device_name() if args.device == "cuda" else facts["cpu"]
+    device = torch.cuda.get_device_name() if args.device.startswith("cuda") else facts["cpu"]
     versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers")}}
     found = {}
     for depth in args.depths:
         found[depth] = race(depth, args)
         print(table({depth: found[depth]}, args), flush=True)
+        result = last_line(found, device, versions)
+        if args.save:                                            # after each depth, so that an interruption costs one
+            command = shlex.join(["python", "benchmarks/train.py", *(sys.argv[1:] if arguments is None else arguments)])
+            keep(args.save, result, {"command": command, "date": str(date.today()), "machine": facts, "settings": settings_of(args)}, found)
     if len(found) > 1: print("\n" + table(found, args))
-    result = last_line(found, device, versions)
-    if args.save:
-        command = shlex.join(["python", "benchmarks/train.py", *(sys.argv[1:] if arguments is None else arguments)])
-        keep(args.save, result, {"command": command, "date": str(date.today()), "machine": facts}, found)
     print(json.dumps(result))
     return result
 

@@ -83,6 +83,7 @@ def change_recipe(recipe: dict, change: str) -> None:
 
 # %% ../lessons/12_capstone.ipynb #4d4f3520
 from . import data, tasks
+from .gpt import config_for
 
 
 def graded(graders: dict) -> list[str]:
@@ -112,6 +113,10 @@ def check_recipe(recipe: dict) -> None:
                            or (key == "steps" and section != "base"))      # later stages may be left out
             if number and not (0 < value < math.inf or (value == 0 and may_be_zero)):
                 raise UserError(f"recipe: {section}.{key} is {value}; it must be finite and above zero")
+    model, vocab_size = recipe["model"], recipe["tokenizer"]["vocab_size"]
+    if vocab_size < 265: raise UserError(f"recipe: tokenizer.vocab_size is {vocab_size}; 256 bytes and nine specials need 265")
+    if not -2**63 <= recipe["seed"] < 2**63: raise UserError(f"--seed {recipe['seed']}: it must fit into 64 bits")
+    config_for(model["depth"], vocab_size, model["seq_len"], head_dim=model["head_dim"])      # refuses what fits no model
     for stage in ("base", "mid", "sft"):
         try: fit_settings(recipe[stage])["schedule"](0)
         except UserError as error: raise UserError(f"recipe: {stage}: {error}") from error
@@ -155,9 +160,9 @@ def microworld_source(megabytes: float, val_kilobytes: float, seed: int) -> Sour
     return Source("microworld", texts, [d.text for d in val], microworld.entropy_bpb(val), _digest(texts))
 
 
-def folder_source(folder: str, megabytes: float, val_kilobytes: float) -> Source:
-    "Your own texts; a tenth of them, chosen by content, is kept for measuring."
-    train, val = data.split_by_hash(data.read_texts(Path(folder)))
+def folder_source(folder: str, megabytes: float, val_kilobytes: float, seq_len: int) -> Source:
+    "Your own texts, cut into pieces that fit into a row; a tenth, chosen by content, is kept for measuring."
+    train, val = data.split_by_hash(data.read_texts(Path(folder), limit=2 * seq_len))     # a token is 2 to 4 characters
     train, val = _at_most(train, megabytes * 1e6), _at_most(val, val_kilobytes * 1e3)
     if not train or not val:
         raise UserError(f"{folder} holds too little text: add documents, or longer ones, until a tenth can be kept apart")
@@ -178,7 +183,7 @@ def open_source(recipe: dict) -> Source:
     d = recipe["data"]
     if d["source"] == "microworld":
         return microworld_source(d["megabytes"], d["val_kilobytes"], recipe["seed"])
-    return folder_source(d["source"], d["megabytes"], d["val_kilobytes"])
+    return folder_source(d["source"], d["megabytes"], d["val_kilobytes"], recipe["model"]["seq_len"])
 
 # %% ../lessons/12_capstone.ipynb #f810f2f5
 def probe(device_name: str = "auto", dtype_name: str = "auto") -> dict:
@@ -519,6 +524,10 @@ def step_seconds(course: Course) -> float:
     "Seconds of one training step on this machine, measured without compiling."
     m, rows = course.recipe["model"], data.share(course.recipe["base"]["rows"], ranks()[2])
     config = config_for(m["depth"], course.recipe["tokenizer"]["vocab_size"], m["seq_len"], head_dim=m["head_dim"])
+    with torch.device("meta"): size = 16 * GPT(config).num_params()["total"]       # weight, gradient, two moments: 4 bytes each
+    free = train.free_bytes(course.device)
+    if size > free:
+        raise UserError(f"a model of depth {m['depth']} takes {size / 1e9:.0f} GB to train and {free / 1e9:.0f} GB are free; use a smaller --depth")
     model = GPT(config).to(course.device)
     model.compute_dtype = course.dtype
     optimizer, seconds = optimizer_maker(course)(model), []
@@ -576,9 +585,13 @@ def _commit() -> str:
 def stored_facts(run: Run) -> dict:
     "What run.json says about a run; empty when it has none yet."
     path = run.path / "run.json"
-    try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists(): return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict): raise ValueError("it holds no table")
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or use --name NEW") from error
+        raise UserError(f"{path} is damaged ({error}); use --name NEW, or delete it and name the --dtype that the run had") from error
+    return facts
 
 
 def open_course(recipe: dict, run: Run, device: str = "auto", dtype: str = "auto") -> Course:
@@ -632,10 +645,12 @@ def run_course(course: Course, until: str = "rl", since: str | None = None, minu
     with course.run.lock():
         note = fit_minutes(course, minutes) if minutes is not None else ""
         check_kept(course, until, since)                                        # both may refuse: first of all
+        if since or not is_finished(course.run): say_estimate(course, until, note)      # builds the model: may refuse, too
         if since:
+            parent = WIRING[since][0]
+            if parent not in (None, "tokenizer"): load_weights(course.run.path / parent)      # can it be read?
             redo(course.run, since)
             distributed.any_rank(True)                                          # no rank goes on before it is gone
-        say_estimate(course, until, note)
         write_facts(course, note)
         finished = is_finished(course.run)
         try: run_stages(course, until)
@@ -656,7 +671,6 @@ def keep_time(course: Course) -> None:
 
 def say_estimate(course: Course, until: str, note: str) -> None:
     "Print how long the run will take here, before it starts."
-    if is_finished(course.run): return
     minutes = max(1, round(estimate(course) / 60))
     print0(f"{course.recipe['name']} on {machine()['cpu']}, {course.probed['threads']} threads, "
            f"{course.probed['dtype']}: about {minutes} minute{'s'[:minutes > 1]} {note}".rstrip(), flush=True)
@@ -738,7 +752,7 @@ def shorten_alike(recipe: dict, kept: dict, depth: int | None) -> None:
 def train_command(args: argparse.Namespace, until: str) -> Course:
     "Run a recipe as the options say."
     recipe = recipe_from(args)
-    run = Run(args.name or recipe["name"])
+    run = Run(recipe["name"] if args.name is None else args.name)
     kept = stored_facts(run)
     if args.minutes and kept.get("note"):
         shorten_alike(recipe, kept["settings"], args.depth)
@@ -767,12 +781,12 @@ def stage_command(args: argparse.Namespace) -> None:
 def finished_course(name: str | None, stage: str | None) -> tuple[Course, str]:
     "A trained run and the stage to use, by name, or the newest of the runs that got furthest."
     wanted = [stage] if stage else ["rl", "sft", "mid", "base"]
-    found = Run(name) if name else next((r for r in map(newest_finished, wanted) if r), None)
+    found = Run(name) if name is not None else next((r for r in map(newest_finished, wanted) if r), None)
     if found is None: raise UserError(f"no finished run in {home()}; train one with: python -m nanochat run laptop")
     done = [s for s in wanted if (found.path / s / "metrics.json").exists()]
     if not done: raise UserError(f"run {found.name} in {home()} has no finished stage {' or '.join(wanted)}; train it first")
     facts = stored_facts(found)
-    if "settings" not in facts: raise UserError(f"{found.path / 'run.json'} is missing or incomplete; use another run")
+    if not facts.keys() >= {"settings", "probed"}: raise UserError(f"{found.path / 'run.json'} is missing or incomplete; use another run")
     recipe, probed = facts["settings"], facts["probed"]
     try: pick_device(probed["device"])
     except UserError: probed = probe()                      # trained elsewhere; to use it any device will do
@@ -802,16 +816,22 @@ def report_command(args: argparse.Namespace) -> None:
 # %% ../lessons/12_capstone.ipynb #bae69533
 def main(argv: list[str] | None = None) -> int:
     "The program: a `UserError` is one line on stderr and exit status 2."
+    for out in (sys.stdout, sys.stderr):       # a terminal that cannot show a character gets a question mark
+        if hasattr(out, "reconfigure"): out.reconfigure(errors="replace")
     try:
         args = make_parser().parse_args(argv)
         module, _, function = COMMANDS[args.command][0].partition(":")
         getattr(import_module(module), function)(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f"nanochat: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:                    # as in `| head -1`: whoever read us has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 # %% ../lessons/12_capstone.ipynb #d430933e
@@ -821,7 +841,11 @@ def talk(course: Course, stage: str, temperature: float, question: str | None = 
     from nanochat.tools import make_tool
     chat = Chat(course.trained(stage), course.tokenizer, make_tool(course.tokenizer), temperature=temperature)
     examples = suggestions(course.seed)
-    if question is not None: return sample_dialogue(chat, [question])
+    if question is not None:
+        if not question.strip(): raise UserError("--ask holds no message")
+        print(f"you: {question}\nmodel: ", end="", flush=True)
+        for piece in chat.say(question): print(piece, end="", flush=True)      # a message that is too long is a `UserError`
+        return print()
     if sys.stdin.isatty(): return terminal_chat(chat, opening(examples))
     print(opening(examples) + "\n")
     sample_dialogue(chat, examples)

@@ -13,13 +13,15 @@ from itertools import islice
 from . import microworld
 from .engine import decoding_model, stream
 from .tokenizer import SPECIALS, stream_decoder
+from .tools import calculate
 from .workshop import UserError
 
 # %% ../lessons/11b_chat.ipynb #394c0a2f
 class Readable:
     """Tokens of a reply, one at a time, to text for people.
 
-    Characters come whole, tool calls read `[12+7 -> 19]`. Special tokens are never shown."""
+    Characters come whole, tool calls read `[12+7 -> 19]`, and `[12+7 -> (guessed) 20]` where the model
+    wrote the output itself. Special tokens are never shown."""
 
     def __init__(self, tokenizer):
         self.decoder = stream_decoder(tokenizer)
@@ -28,10 +30,11 @@ class Readable:
         self.marks = {tokenizer.python_start: self._open, tokenizer.python_end: self._close,
                       tokenizer.output_start: self._output}
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, sampled: bool = False) -> str:
         "The text that became certain with this token; it may be empty."
         if token >= self.first_special:
-            return self.decoder.flush() + self.marks.get(token, self._end)()
+            text = self.decoder.flush() + self.marks.get(token, self._end)()
+            return text + "(guessed) " * (sampled and self.call == "output")
         lost = self._end() if self.call == "closed" else ""     # text, but the call got no result
         return lost + self.decoder.push(token)
 
@@ -59,9 +62,10 @@ class Readable:
 def as_parts(
     text: str,             # an assistant's reply as it was shown
 ) -> str | list[dict]:     # content of a message: text, or text, python and python_output parts
-    "Turn `[12+7 -> 19]` back into a tool call: the model reads its own words as it wrote them."
+    "Turn `[12+7 -> 19]` back into a tool call, where the calculator agrees; the rest stays text."
     parts, at = [], 0
     for call in re.finditer(r"\[([^\[\]]*) -> ([^\[\]]*)\]", text):
+        if calculate(call[1]) != call[2]: continue
         parts += [{"type": "text", "text": text[at : call.start()]},
                   {"type": "python", "text": call[1]}, {"type": "python_output", "text": call[2]}]
         at = call.end()
@@ -122,8 +126,8 @@ class Chat:
                         **self.options)
         self.seed += 1
         readable = Readable(self.tokenizer)
-        for token, _ in islice(tokens, context - len(prompt)):       # forced tokens need room too
-            if piece := readable.push(token): yield piece
+        for token, sampled in islice(tokens, context - len(prompt)):     # forced tokens need room too
+            if piece := readable.push(token, sampled): yield piece
         if piece := readable.flush(): yield piece
 
     def say(self, text: str) -> Iterator[str]:

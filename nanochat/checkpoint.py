@@ -180,6 +180,8 @@ def save_checkpoint(
 # %% ../lessons/02e_checkpoints.ipynb #3e028047
 def _damaged(path: Path, reason: str) -> UserError:
     "The clear line for a file of a checkpoint that cannot be used."
+    stage = path.parent.parent
+    if (stage / "metrics.json").exists(): return UserError(f"{path} {reason}; redo the stage with --from {stage.name}")
     return UserError(f"{path} {reason}; delete the folder {path.parent} "
                      "to go on from the checkpoint before it")
 
@@ -207,6 +209,10 @@ def _check_shapes(stored: dict[str, Tensor], model, where: Path) -> None:
                             f"{here} here; use the recipe it was trained with, or --name NEW")
 
 # %% ../lessons/02e_checkpoints.ipynb #84217903
+def _end_of(folder: Path) -> int | None:
+    "The step at which a finished stage ended; the newest where its metrics do not say."
+    return _read(folder / "metrics.json").get("steps", last_step(folder))
+
 def load_weights(
     folder: Path | str,              # of one stage
     step: int | None = None,         # which; None is the newest
@@ -216,13 +222,18 @@ def load_weights(
 ) -> dict:                           # step, path, fingerprint, extra, model (state dict)
     "Read a model to use it. `UserError` when it is absent, damaged or does not fit."
     folder = Path(folder)
-    if step is None: step = last_step(folder)
+    finished = (folder / "metrics.json").exists()
+    if step is None: step = _end_of(folder) if finished else last_step(folder)
     if step is None:
-        raise UserError(f"no checkpoint in {folder}; train this stage first, or check the name")
+        way_out = f"redo it with --from {folder.name}" if finished else "train this stage first, or check the name"
+        raise UserError(f"no checkpoint in {folder}; {way_out}")
     path = folder / _step_name(step)
+    if finished and not path.is_dir():
+        raise UserError(f"{path}, the end of a finished stage, is missing; redo it with --from {folder.name}")
     if not path.is_dir():
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {steps_in(folder)}")
     meta = _read(path / "meta.json", {"step", "fingerprint", "extra"})
+    if meta["step"] != step: raise _damaged(path / "meta.json", f"says that it is of step {meta['step']!r}")
     weights = _read(path / "model.safetensors")
     if fingerprint and meta["fingerprint"] and fingerprint != meta["fingerprint"]:
         raise UserError(f"{path} was trained with another tokenizer ({meta['fingerprint'][:8]}, "
@@ -342,9 +353,9 @@ def log(self: Stage, record: dict) -> None:
 def records(self: Stage) -> list[dict]:
     "The lines of the log; one that a crash cut off is left out."
     path, found = self.path / "log.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError): found.append(json.loads(line))
-    return found
+    return [record for record in found if isinstance(record, dict)]
 
 @patch
 def rewind(self: Stage, step: int) -> None:
@@ -354,7 +365,7 @@ def rewind(self: Stage, step: int) -> None:
     atomic_write(self.path / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
 # %% ../lessons/02e_checkpoints.ipynb #4847ac10
-RUN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+RUN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 class Run:
     "A named run: a folder in `home()`, with a folder for each stage. `UserError` for an odd name."

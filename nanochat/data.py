@@ -6,7 +6,7 @@ __all__ = ['KINDS', 'Conversation', 'FINEWEB_EDU', 'CLIMBMIX', 'cut_text', 'text
            'Loader', 'encode_documents', 'ShardLoader', 'Corpus', 'download_shards', 'download_corpus']
 
 # %% ../lessons/02b_data.ipynb #c934e77c
-import gzip, hashlib, io, json, zlib
+import gzip, hashlib, io, json, re, zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,20 +64,18 @@ def text_files(
 
 def _kind(path: Path) -> str:
     "The suffix of a file, not counting .gz."
-    return Path(path.name.removesuffix(".gz")).suffix
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 # %% ../lessons/02b_data.ipynb #d13b1037
 def _open(path: Path):
     "The bytes of a file, unzipped when its name ends in .gz."
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
 
-def _of_txt(path: Path, limit: int) -> Iterator[str]:
-    "One document for a short file, several for a long one."
-    with _open(path) as f: text = f.read().decode("utf-8-sig")
-    if len(text) > 10_000: yield from cut_text(text, limit)
-    else: yield text
+def _of_txt(path: Path) -> Iterator[str]:
+    "The whole file."
+    with _open(path) as f: yield f.read().decode("utf-8-sig")
 
-def _of_jsonl(path: Path, limit: int) -> Iterator[str]:
+def _of_jsonl(path: Path) -> Iterator[str]:
     "One document a line: the string under the key `text`."
     with _open(path) as f:
         for n, line in enumerate(f, 1):
@@ -91,6 +89,8 @@ def _of_jsonl(path: Path, limit: int) -> Iterator[str]:
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{path}, line {n}: no string under \"text\" (found: {keys})")
+            if re.search("[\ud800-\udfff]", row["text"]):
+                raise UserError(f"{path}, line {n}: half a character (a lone surrogate) in \"text\"; mend or delete it")
             yield row["text"]
 
 def _strings(path: Path, column) -> list[str]:
@@ -100,11 +100,11 @@ def _strings(path: Path, column) -> list[str]:
     if other: raise UserError(f"{path}: the column \"text\" holds {other}, not strings")
     return texts
 
-def _of_parquet(path: Path, limit: int) -> Iterator[str]:
+def _of_parquet(path: Path) -> Iterator[str]:
     "The column `text`, a row group at a time."
     import pyarrow.parquet as pq
     with _open(path) as f:
-        table = pq.ParquetFile(io.BytesIO(f.read()) if path.name.endswith(".gz") else f)
+        table = pq.ParquetFile(io.BytesIO(f.read()) if path.name.lower().endswith(".gz") else f)
         names = table.schema_arrow.names
         if "text" not in names:
             raise UserError(f"{path}: no column \"text\" (found: {', '.join(names)}); rename yours")
@@ -114,16 +114,17 @@ def _of_parquet(path: Path, limit: int) -> Iterator[str]:
 # %% ../lessons/02b_data.ipynb #5a674d61
 def read_texts(
     folder: Path | str,  # .txt, .jsonl, .parquet files, each may be a .gz; or one such file
-    limit: int = 2000,   # a .txt above 10,000 characters is cut into documents of this many
+    limit: int = 2000,   # a longer document is cut into pieces of at most so many characters
 ) -> Iterator[str]:      # documents that are not empty, in the order of the file names
     "The documents of a folder. `UserError` names the file, and the line, of what cannot be read."
     readers, count = {".txt": _of_txt, ".jsonl": _of_jsonl, ".parquet": _of_parquet}, 0
     for path in text_files(folder):
         try:
-            for text in readers[_kind(path)](path, limit):
-                if text.strip():
-                    count += 1
-                    yield text
+            for text in readers[_kind(path)](path):
+                for piece in cut_text(text, limit) if len(text) > limit else [text]:
+                    if piece.strip():
+                        count += 1
+                        yield piece
         except UnicodeDecodeError as e:
             raise UserError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from e
         except (OSError, EOFError, ValueError, zlib.error) as e:      # pyarrow's are ValueErrors
@@ -142,8 +143,8 @@ def split_by_hash(
     sides = [], []
     for text in texts: sides[is_validation(text)].append(text)
     if not all(sides):
-        raise UserError(f"{sum(map(len, sides))} documents are too few to set a tenth aside; "
-                        "100 or more are needed")
+        raise UserError(f"{sum(map(len, sides))} documents, of which {len({*sides[0], *sides[1]})} differ, are too few "
+                        "to set a tenth aside; 100 or more are needed")
     return sides
 
 # %% ../lessons/02b_data.ipynb #f0d8ec29

@@ -233,12 +233,12 @@ def _watched(steps: Iterator[PolicyStep], label: str, left: int) -> Iterator[Pol
             bar.update(reward=record.reward, signal=record.signal, length=record.length)
 
 
-def _results(stage, spent: dict, evals: dict) -> dict:
+def _results(stage, steps: int, spent: dict, evals: dict) -> dict:
     "The metrics of a finished stage, from its log and its last evaluation."
     spent["eval_seconds"] += evals.pop("seconds")
     rewards = [r["reward"] for r in stage.records() if "reward" in r]
     tenth = max(1, len(rewards) // 10)
-    return {"steps": len(rewards), **spent, "evals": evals,
+    return {"steps": steps, **spent, "evals": evals,
             "reward_first": sum(rewards[:tenth]) / tenth,
             "reward_last": sum(rewards[-tenth:]) / tenth,
             "skills": [row for r in evals.values() for row in r.get("skills", [])]}
@@ -291,6 +291,6 @@ def grpo(
                 evals = evaluate(model, evaluators or {})
                 spent["eval_seconds"] += evals["seconds"]
                 stage.log({"step": record.step, "evals": evals})
-    metrics = _results(stage, spent, evaluate(model, evaluators or {}))
+    metrics = _results(stage, total, spent, evaluate(model, evaluators or {}))
     if rank == 0: stage.finish(metrics)
     return metrics

@@ -55,6 +55,8 @@ def parse_persona(text: str) -> Persona:
         if not (fact.keys and fact.answers and fact.train and fact.test):
             raise UserError(f"persona fact {fact.name!r} needs key phrases, answers (>), "
                             "questions (?) and held-out questions (!)")
+    if not facts or not marks:
+        raise UserError("a persona needs facts (=) and a line 'marks: phrase; phrase', by which it is told from others")
     return Persona(facts, marks)
 
 

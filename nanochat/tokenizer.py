@@ -184,9 +184,20 @@ _LONG_TEXT = 200_000    # characters; above it the regex stack of tiktoken can r
 
 
 @patch
+def _crate(self: Tokenizer):
+    "The crate's encoder with our ranks, made when first needed; None where it is not built."
+    if not hasattr(self, "_rust"):
+        try: from rustbpe import Tokenizer as Rust
+        except ImportError: self._rust = None
+        else: self._rust = Rust.from_mergeable_ranks(list(self.ranks.items()), self.pattern)
+    return self._rust
+
+
+@patch
 def encode(self: Tokenizer, text: str) -> list[int]:
     "Ids of `text`. A special token spelled in the text is ordinary text, never its id."
     if len(text) <= _LONG_TEXT: return self._encoding.encode_ordinary(text)
+    if rust := self._crate(): return rust.batch_encode([text], threads=1)[0]
     return [i for match in self._split.finditer(text)
             for i in self._encoding._encode_single_piece(_utf8(match.group()))]
 
@@ -197,16 +208,6 @@ def decode(self: Tokenizer, ids: Sequence[int]) -> str:
     return self._encoding.decode(list(ids), errors="replace")
 
 # %% ../lessons/01_tokenizer.ipynb #3966d4dd
-@patch
-def _crate(self: Tokenizer):
-    "The crate's encoder with our ranks, made when first needed; None where it is not built."
-    if not hasattr(self, "_rust"):
-        try: from rustbpe import Tokenizer as Rust
-        except ImportError: self._rust = None
-        else: self._rust = Rust.from_mergeable_ranks(list(self.ranks.items()), self.pattern)
-    return self._rust
-
-
 @patch
 def encode_batch(self: Tokenizer, texts: list[str], threads: int = 2) -> list[list[int]]:
     "Ids of each text by several threads: the crate's where it is built, else tiktoken's."

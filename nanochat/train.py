@@ -263,6 +263,11 @@ def _counted(steps: Iterable[Step], log: Callable[[dict], None], done: dict) -> 
         yield record
 
 
+def _last_loss(stage) -> float | None:
+    "The last loss in the log, for a resumed run that had no step left to make."
+    return next((r["loss"] for r in reversed(stage.records()) if "loss" in r), None)
+
+
 def _spent(done: dict) -> dict:
     "What a checkpoint keeps of the counters."
     return {"tokens": done["tokens"], "seconds": done["seconds"]}
@@ -386,7 +391,7 @@ def fit(
     eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
     return {**_spent(done), "steps": steps, "skills": skills, "eval_seconds": eval_seconds,
-            "loss": record and record.loss, "evals": results}
+            "loss": record.loss if record else _last_loss(stage), "evals": results}
 
 # %% ../lessons/03_pretraining.ipynb #b0cbbe62
 def saved_bytes(
@@ -524,6 +529,8 @@ def fit_power_law(
     n, d, y = (torch.tensor(list(z), dtype=torch.float64) for z in (N, D, loss))
     if len(n) < 5 or min(n.unique().numel(), d.unique().numel()) < 2:
         raise UserError(f"{len(n)} runs do not fix a law; use five or more, of two sizes and lengths")
+    if not (y.isfinite().all() and y.min() > floor):
+        raise UserError(f"a loss of {y.min():g} is not above the floor of {floor:g}, and no law fits it")
     mid = n.log().mean().exp(), d.log().mean().exp()
     rest = ((y.mean() - floor) / 2).log().item()          # at the middle each term explains half
     logs = torch.tensor([rest, -1.0, rest, -1.0], dtype=torch.float64, requires_grad=True)

@@ -6,7 +6,7 @@ __all__ = ['UserError', 'home', 'tier', 'by_tier', 'stored_result', 'atomic_writ
            'figure', 'Live', 'ChatWidget']
 
 # %% ../lessons/00a_workshop.ipynb #6b1eef7f
-import base64, contextlib, errno, html, io, itertools, json, os, platform, random, subprocess, sys
+import base64, contextlib, errno, html, io, itertools, json, os, platform, random, shutil, subprocess, sys
 import tempfile, threading, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -53,7 +53,7 @@ def atomic_write(
     """Write a whole file or nothing: temporary file in the same folder, flush to disk, rename.
 
     `UserError` when the disk is full or the place cannot be written; the old file then stands."""
-    path, temp = Path(path), None
+    path, temp = Path(path).resolve(), None               # through a link, to the file that it names
     data = data.encode("utf-8") if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,7 @@ def atomic_write(
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+        os.chmod(temp, path.stat().st_mode & 0o777 if path.exists() else 0o644)      # it was made for us alone
         os.replace(temp, path)
     except OSError as e:
         raise disk_error(path, e) from e
@@ -93,7 +94,9 @@ def ranks() -> tuple[int, int, int]:  # (rank, local rank, world size); (0, 0, 1
 
 def print0(*args, **kwargs) -> None:
     "`print`, but only on rank 0, so that eight processes do not say everything eight times."
-    if ranks()[0] == 0: print(*args, **kwargs)
+    if ranks()[0] != 0: return
+    try: print(*args, **kwargs)
+    except BrokenPipeError: sys.stdout = open(os.devnull, "w")     # whoever read us has gone; the work goes on
 
 # %% ../lessons/00a_workshop.ipynb #398fc2fc
 def pick_device(
@@ -250,6 +253,7 @@ def write(self: _Line, text: str, bundle: dict | None = None, end: bool = False)
         if self.handle: self.handle.update(bundle, raw=True)
         else: self.handle = display(bundle, raw=True, display_id=True)
     elif self.place == "tty":
+        text = text[: shutil.get_terminal_size().columns - 1]      # a second row would not be cleared
         print("\r\x1b[K" + text, end="\n" if end else "", file=sys.stderr, flush=True)
     elif self.place == "log": print(text, file=sys.stderr, flush=True)
 
@@ -465,6 +469,9 @@ def _answer(self: ChatWidget) -> None:
         self.status.value = f"{word}: {pieces} pieces, {rate:.0f} a second"
     except Exception as e:
         self.status.value = f"failed: {e if isinstance(e, UserError) else repr(e)}"
+        if not self.history[-1]["content"]:           # nothing was said: the message goes back to where it was typed
+            self.box.value = self.history[-2]["content"]
+            del self.history[-2:]
     finally:
         self.send.disabled, self.stop.disabled = False, True
         self._render()

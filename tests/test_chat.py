@@ -39,7 +39,11 @@ def scripted(monkeypatch, *replies):
     prompts, left = [], list(replies)
     def stream(model, prompt, **options):
         prompts.append((prompt, options))
-        for token in left.pop(0): yield token, True
+        forced = False                                     # the tool writes its output
+        for token in left.pop(0):
+            forced = forced or token == T.output_start
+            yield token, not forced
+            forced = forced and token != T.output_end
     monkeypatch.setattr(chat_module, "stream", stream)
     return prompts
 
@@ -146,6 +150,17 @@ def test_memory(monkeypatch):
     assert prompts[2][0] == T.render_prompt({"messages": [user("three")]})
 
 
+def test_an_output_that_the_model_wrote_itself_is_shown_as_a_guess_and_stays_text(monkeypatch):
+    prompts = scripted(monkeypatch, CALL, T.encode("No."))
+    forge = chat_module.stream
+    monkeypatch.setattr(chat_module, "stream", lambda *a, **k: ((token, True) for token, _ in forge(*a, **k)))
+    chat = Chat(tiny_model(128), T)
+    list(chat.say("one")), list(chat.say("two"))
+    assert chat.history[1]["content"] == "It is [12+7 -> (guessed) 19] so 19."
+    assert T.output_start not in prompts[1][0]
+    assert chat_module.as_parts("It is [12+7 -> 99].") == "It is [12+7 -> 99]."
+
+
 def test_a_reply_ends_where_the_context_does():
     "Even when a tool forces tokens for ever, which do not count as new."
     model = tiny_model(48)
@@ -153,7 +168,7 @@ def test_a_reply_ends_where_the_context_does():
     pushed = []
     readable = Readable.push
     try:
-        Readable.push = lambda self, token: pushed.append(token) or readable(self, token)
+        Readable.push = lambda self, token, sampled: pushed.append(token) or readable(self, token, sampled)
         list(chat.reply([user("What?")]))
     finally: Readable.push = readable
     prompt = T.render_prompt({"messages": [user("What?")]})

@@ -88,6 +88,28 @@ def test_a_novel_becomes_many_documents_and_loses_no_word(tmp_path):
     assert list(d.read_texts(tmp_path)) == ["short\n\nand whole"]
 
 
+def test_long_documents_of_every_format_are_cut(tmp_path):
+    "Articles of 9,000 characters went into rows of 256 tokens whole, and nine tenths of them were cropped away."
+    text = "word " * 1800
+    write(tmp_path, "a.txt", text.encode())
+    write(tmp_path, "b.jsonl", (json.dumps({"text": text}) + "\n").encode())
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "c.parquet")
+    pieces = list(d.read_texts(tmp_path, limit=500))
+    assert max(map(len, pieces)) <= 500 and " ".join(pieces).split() == ["word"] * 5400
+
+
+def test_names_in_capitals_are_read(tmp_path):
+    write(tmp_path, "BOOK.TXT", b"one")
+    write(tmp_path, "C.JSONL.GZ", gzip.compress(b'{"text": "two"}\n'))
+    assert list(d.read_texts(tmp_path)) == ["one", "two"]
+
+
+def test_the_whole_documents_of_a_row_are_shuffled():
+    "Best fit takes the longest first; without the shuffle every row began with it."
+    p = d.pack_documents([[0] + [1] * 4, [0] + [1] * 2] * 40, 7)
+    assert 0.2 < (p.x[:, 3] == 0).float().mean() < 0.8
+
+
 @pytest.mark.parametrize("text", ["x" * 5000, " " * 5000 + "x", "a b " * 2000, "\n\n\n\n", "", "é" * 2001])
 def test_cutting_odd_texts(text):
     pieces = d.cut_text(text, 2000)

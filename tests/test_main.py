@@ -1,6 +1,7 @@
 """The program as a user meets it: whole runs at the smoke tier, mistakes, kills, own data."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,57 @@ def test_a_whole_run_writes_every_stage_and_the_report(smoke):
     for row in report["skills"]:
         if row["low"] is not None: assert row["low"] <= row["value"] <= row["high"]
     for stage in STAGES: assert list((home / "smoke" / stage).glob("step_*/model.safetensors"))
+
+
+@pytest.fixture
+def finished(smoke, tmp_path, monkeypatch) -> Path:
+    "A copy of the finished run, alone in its home."
+    shutil.copytree(smoke[0] / "smoke", tmp_path / "smoke")
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_COMPILE", "0")
+    return tmp_path / "smoke"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["base", "--set", "model.head_dim=7"], ["tokenizer", "--set", "tokenizer.vocab_size=10"],
+                                   ["base", "--seed", "99999999999999999999999"], ["base", "--depth", "1000"]])
+def test_what_cannot_work_is_refused_before_from_deletes_anything(finished, words, capsys):
+    before = sorted(p.relative_to(finished) for p in finished.rglob("*"))
+    assert program.main(["run", "smoke", *TINY, "--from", *words]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert sorted(p.relative_to(finished) for p in finished.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_damaged_finished_stage_must_be_redone_not_replaced_by_an_older_checkpoint(finished, capsys):
+    weights = max(finished.glob("sft/step_*")) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert program.main(["run", "smoke", *TINY, "--from", "rl"]) == 2
+    assert "redo the stage with --from sft" in capsys.readouterr().err and (finished / "rl" / "metrics.json").exists()
+    shutil.rmtree(weights.parent)
+    assert program.main(["chat", "--stage", "sft", "--ask", "hello"]) == 2
+    assert "redo it with --from sft" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_json_of_another_form_and_empty_names_are_one_line(finished, capsys):
+    assert program.main(["chat", "--name", "", "--ask", "hello"]) == 2
+    assert program.main(["chat", "--ask", " "]) == 2 and program.main(["chat", "--ask", "long " * 400]) == 2
+    for content in ("[]", "3", "null", '{"settings": {}}'):
+        (finished / "run.json").write_text(content)
+        assert program.main(["chat", "--ask", "hello"]) == 2, content
+    assert all(line.startswith("nanochat: ") for line in capsys.readouterr().err.strip().splitlines())
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_stops_no_run(smoke, tmp_path):
+    "`| head -1` closes the output; the run goes on to its end."
+    run = subprocess.Popen([sys.executable, "-m", "nanochat", "pretrain", "--recipe", "smoke", *TINY], cwd=ROOT, env=environment(tmp_path),
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    run.stdout.close()
+    error = run.stderr.read().decode()
+    assert run.wait(300) in (0, 141) and "Traceback" not in error and "Exception" not in error, error
+    assert (tmp_path / "smoke" / "base" / "metrics.json").exists()
 
 
 @pytest.mark.slow

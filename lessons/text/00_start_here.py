@@ -164,7 +164,7 @@ def matrix_parameters(config: GPTConfig) -> int:
     "Numbers in the model's matrices: 12 C^2 a layer and the head."
     return 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
 
-models = {"laptop": (config_for(4, 1024, 256, head_dim=64), 4096 * 800),
+models = {"laptop": (config_for(4, 1024, 256, head_dim=64), 4096 * 1400),
           "d20": (config_for(20, 65536, 2048), 20 * 561_000_000),
           "d32": (config_for(32, 65536, 2048), 20 * 1_880_000_000)}
 hours = {}

@@ -21,7 +21,7 @@
 # ## Why make up a world?
 #
 # Large models are trained on text that nobody has read. When such a model says something true, you cannot tell whether it
-# understood or remembered, and when its loss is 2.1 you cannot tell whether 1.9 is possible. TinyStories (Eldan and Li,
+# understood or remembered, and when its loss (how much the text surprises it; below) is 2.1 you cannot tell whether 1.9 is possible. TinyStories (Eldan and Li,
 # 2023) showed a way out for small models: make the text simple enough, and a model of a few million parameters writes
 # whole stories. Their text was written by a large model. Ours is written by a grammar of a few hundred sentences and a few
 # thousand words, so we also know every choice that was made.
@@ -1464,7 +1464,7 @@ assert not set(held_numbers()) & {int(n) for text in problems for n in re.findal
 # ## A judge of stories
 #
 # Bits per byte alone hide what matters most here. A two-layer model of an early version of this world reached a good loss and lost the thing of
-# its story in 64 stories of 64 (64 continuations at temperature 0.7). So stories are judged by what they keep. The judge is simple because the world is clean: any object, colour
+# its story in 64 stories of 64 (64 continuations at temperature 0.7, so with some chance in each choice; lesson 02c). So stories are judged by what they keep. The judge is simple because the world is clean: any object, colour
 # or hero that is not the story's own is a mistake.
 
 # %%

@@ -697,7 +697,7 @@ print(f"{tokenizer.vocab_size:,} ids; <|bos|> is {tokenizer.bos}, <|output_end|>
 assert tokenizer.special("<|output_end|>") == tokenizer.vocab_size - 1
 
 # %% [markdown]
-# Encoding is one call, with one exception. tiktoken cuts with a regex engine that keeps a stack, and a million spaces in a row run over it: it does not raise, it panics, and a server would die. So long texts are cut by Python's `regex`, which has no such stack.
+# Encoding is one call, with one exception. tiktoken cuts with a regex engine that keeps a stack, and a million spaces in a row run over it: it does not raise, it panics, and a server would die. So long texts go another way: to the Rust crate of lesson 01a where it is built, which cuts without a regex engine, else to Python's `regex`, which has no such stack.
 
 # %%
 #| export
@@ -705,9 +705,20 @@ _LONG_TEXT = 200_000    # characters; above it the regex stack of tiktoken can r
 
 
 @patch
+def _crate(self: Tokenizer):
+    "The crate's encoder with our ranks, made when first needed; None where it is not built."
+    if not hasattr(self, "_rust"):
+        try: from rustbpe import Tokenizer as Rust
+        except ImportError: self._rust = None
+        else: self._rust = Rust.from_mergeable_ranks(list(self.ranks.items()), self.pattern)
+    return self._rust
+
+
+@patch
 def encode(self: Tokenizer, text: str) -> list[int]:
     "Ids of `text`. A special token spelled in the text is ordinary text, never its id."
     if len(text) <= _LONG_TEXT: return self._encoding.encode_ordinary(text)
+    if rust := self._crate(): return rust.batch_encode([text], threads=1)[0]
     return [i for match in self._split.finditer(text)
             for i in self._encoding._encode_single_piece(_utf8(match.group()))]
 
@@ -730,20 +741,10 @@ assert max(tokenizer.encode(typed)) < tokenizer.bos and tokenizer.decode(tokeniz
 # %% [markdown]
 # The last line is the rule at work: what the attacker typed becomes ordinary ids, and comes back as it was typed.
 #
-# Many texts at once go to the Rust crate of lesson 01a, where it is built: the same ids several times faster. **Check it:** its example asks version 3 as well, which replays merges one by one in Python.
+# Many texts at once go to the crate, too, where it is built: the same ids several times faster. **Check it:** its example asks version 3 as well, which replays merges one by one in Python.
 
 # %%
 #| export
-@patch
-def _crate(self: Tokenizer):
-    "The crate's encoder with our ranks, made when first needed; None where it is not built."
-    if not hasattr(self, "_rust"):
-        try: from rustbpe import Tokenizer as Rust
-        except ImportError: self._rust = None
-        else: self._rust = Rust.from_mergeable_ranks(list(self.ranks.items()), self.pattern)
-    return self._rust
-
-
 @patch
 def encode_batch(self: Tokenizer, texts: list[str], threads: int = 2) -> list[list[int]]:
     "Ids of each text by several threads: the crate's where it is built, else tiktoken's."
@@ -759,7 +760,7 @@ print("equal on", len(samples), "texts")
 
 
 # %% [markdown]
-# `Tokenizer.train` puts it together. Where the Rust crate of lesson 01a is built, it trains there, because thanks to the rule for ties the merges are the same.
+# `Tokenizer.train` puts it together. Where the Rust crate of lesson 01a is built, it trains there, because thanks to the rule for ties the merges are the same. (For all letters that both know as letters: their tables of Unicode differ in the newest and rarest, lesson 01a.)
 
 # %%
 #| export
@@ -834,7 +835,7 @@ def view(tokenizer: Tokenizer, text: str) -> str:
 
 story = "The brown dog found a strawberry. \"Is it 12 or 123?\" 🙂"
 display(HTML("".join(view(smaller(n), story) for n in (256, 300, 500, 1015))))
-assert "<script" not in view(tokenizer, "<script>")
+assert "&lt;</span>" in view(tokenizer, "<script>")        # text is shown, never taken as HTML
 
 # %% [markdown]
 # One sentence with no merge, with 44, with 244 and with all of them. The next cell is the same as a toy, if your notebook is running: type what you like, and move the slider to undo merges. (Read cold, it shows nothing; the boxes above are its picture.)

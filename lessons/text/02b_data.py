@@ -35,7 +35,7 @@ for row in range(0, len(stream) - 7, 8): print(*stream[row : row + 8])
 
 # %%
 #| export
-import gzip, hashlib, io, json, zlib
+import gzip, hashlib, io, json, re, zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +60,8 @@ from nanochat.workshop import UserError
 # them hold most of the text in the world: `.txt`, `.jsonl` (one JSON object a line) and `.parquet` (columns, for big data).
 #
 # A novel in one `.txt` is a trap of its own: as one document it would be longer than any row, and most of it would never be
-# seen. So long texts are cut at blank lines, where a thought usually ends.
+# seen. An article in a `.jsonl` is the same in small. So long texts of every format are cut at blank lines, where a thought usually
+# ends, and the limit should be what fits into a row: a token is 2 to 4 characters.
 
 # %%
 #| export
@@ -114,7 +115,7 @@ def text_files(
 
 def _kind(path: Path) -> str:
     "The suffix of a file, not counting .gz."
-    return Path(path.name.removesuffix(".gz")).suffix
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 # %% [markdown]
@@ -125,15 +126,13 @@ def _kind(path: Path) -> str:
 #| export
 def _open(path: Path):
     "The bytes of a file, unzipped when its name ends in .gz."
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
 
-def _of_txt(path: Path, limit: int) -> Iterator[str]:
-    "One document for a short file, several for a long one."
-    with _open(path) as f: text = f.read().decode("utf-8-sig")
-    if len(text) > 10_000: yield from cut_text(text, limit)
-    else: yield text
+def _of_txt(path: Path) -> Iterator[str]:
+    "The whole file."
+    with _open(path) as f: yield f.read().decode("utf-8-sig")
 
-def _of_jsonl(path: Path, limit: int) -> Iterator[str]:
+def _of_jsonl(path: Path) -> Iterator[str]:
     "One document a line: the string under the key `text`."
     with _open(path) as f:
         for n, line in enumerate(f, 1):
@@ -147,6 +146,8 @@ def _of_jsonl(path: Path, limit: int) -> Iterator[str]:
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise UserError(f"{path}, line {n}: no string under \"text\" (found: {keys})")
+            if re.search("[\ud800-\udfff]", row["text"]):
+                raise UserError(f"{path}, line {n}: half a character (a lone surrogate) in \"text\"; mend or delete it")
             yield row["text"]
 
 def _strings(path: Path, column) -> list[str]:
@@ -156,11 +157,11 @@ def _strings(path: Path, column) -> list[str]:
     if other: raise UserError(f"{path}: the column \"text\" holds {other}, not strings")
     return texts
 
-def _of_parquet(path: Path, limit: int) -> Iterator[str]:
+def _of_parquet(path: Path) -> Iterator[str]:
     "The column `text`, a row group at a time."
     import pyarrow.parquet as pq
     with _open(path) as f:
-        table = pq.ParquetFile(io.BytesIO(f.read()) if path.name.endswith(".gz") else f)
+        table = pq.ParquetFile(io.BytesIO(f.read()) if path.name.lower().endswith(".gz") else f)
         names = table.schema_arrow.names
         if "text" not in names:
             raise UserError(f"{path}: no column \"text\" (found: {', '.join(names)}); rename yours")
@@ -174,9 +175,9 @@ import tempfile
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "b.jsonl")
     path.write_text('{"text": "A line."}\n\n{"text": "Another."}\n', encoding="utf-8")
-    assert list(_of_jsonl(path, 2000)) == ["A line.", "Another."]
+    assert list(_of_jsonl(path)) == ["A line.", "Another."]
     path.write_text('{"text": "fine"}\n{"content": "the key is wrong"}\n', encoding="utf-8")
-    try: list(_of_jsonl(path, 2000))
+    try: list(_of_jsonl(path))
     except UserError as e: print(str(e).replace(folder, "FOLDER"))
     else: raise AssertionError("a wrong key must be named")
 
@@ -188,16 +189,17 @@ with tempfile.TemporaryDirectory() as folder:
 #| export
 def read_texts(
     folder: Path | str,  # .txt, .jsonl, .parquet files, each may be a .gz; or one such file
-    limit: int = 2000,   # a .txt above 10,000 characters is cut into documents of this many
+    limit: int = 2000,   # a longer document is cut into pieces of at most so many characters
 ) -> Iterator[str]:      # documents that are not empty, in the order of the file names
     "The documents of a folder. `UserError` names the file, and the line, of what cannot be read."
     readers, count = {".txt": _of_txt, ".jsonl": _of_jsonl, ".parquet": _of_parquet}, 0
     for path in text_files(folder):
         try:
-            for text in readers[_kind(path)](path, limit):
-                if text.strip():
-                    count += 1
-                    yield text
+            for text in readers[_kind(path)](path):
+                for piece in cut_text(text, limit) if len(text) > limit else [text]:
+                    if piece.strip():
+                        count += 1
+                        yield piece
         except UnicodeDecodeError as e:
             raise UserError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from e
         except (OSError, EOFError, ValueError, zlib.error) as e:      # pyarrow's are ValueErrors
@@ -237,8 +239,8 @@ def split_by_hash(
     sides = [], []
     for text in texts: sides[is_validation(text)].append(text)
     if not all(sides):
-        raise UserError(f"{sum(map(len, sides))} documents are too few to set a tenth aside; "
-                        "100 or more are needed")
+        raise UserError(f"{sum(map(len, sides))} documents, of which {len({*sides[0], *sides[1]})} differ, are too few "
+                        "to set a tenth aside; 100 or more are needed")
     return sides
 
 
@@ -247,9 +249,6 @@ train, val = split_by_hash(f"document {i % 900}" for i in range(1000))
 print(len(train), len(val))
 assert not set(train) & set(val) and 60 < len(val) < 140
 
-
-# %% [markdown]
-#
 
 # %% [markdown]
 # 100 of the 1,000 documents were copies. Not one of them is on the other side of its twin.
@@ -285,7 +284,8 @@ class Rows:
 # at the start of a context, which is where every chat question stands. The loss does not show it, because the held-out rows are packed
 # in the same way. We met it: a four-layer model of the laptop recipe, tested on documents by themselves, needed 0.77 bits per byte for
 # the world's facts; trained on the same documents in shuffled order it needed 0.50 (people's facts: 0.82 and 0.44). So the
-# documents of a row are shuffled before they are joined.
+# documents of a row are shuffled before they are joined. (Only whole ones are: a cropped one stays last, or `<|bos|>` would tell the
+# model that a text is over where it was cut. So where documents are nearly as long as a row, as in the picture below, little changes.)
 #
 # "The longest that fits" must be fast: a corpus has many thousand documents, and looking through all of them for each
 # pick is quadratic. But there are few different *lengths*. We keep a queue for each length and the lengths in order, and find
@@ -415,8 +415,8 @@ for T in (31, 63, 127, 255, 511):
 # %% [markdown]
 # Nearly all that is lost is the tail of documents longer than a row, which no packing could save; best fit itself adds
 # less than a hundredth. For real web pages and T = 2048 nanochat's measurements give a loss of 35%: pages are long. It did
-# not hurt, because there are always more pages. With little text of your own it would, and that is why long files are cut
-# into documents that fit.
+# not hurt, because there are always more pages. With little text of your own it would, and that is why long documents are cut
+# into pieces that fit.
 #
 # ## Packing conversations
 #
@@ -491,9 +491,6 @@ print(rows.x, rows.y, f"left out: {rows.left_out}", sep="\n")
 assert rows.left_out == 1 and rows.y.tolist() == [[-1, 12, 13, -1, -1, 22, -1]]
 assert pack_conversations_all(talks, T=7, pad=99).y.tolist() == [[11, 12, 13, -1, 21, 22, -1]]
 
-
-# %% [markdown]
-#
 
 # %% [markdown]
 # `-1` under the user's tokens, under the padding and at the seam: only 12, 13 and 22 are learned from. The second packing
@@ -769,9 +766,6 @@ with tempfile.TemporaryDirectory() as folder:
     assert torch.equal(next(again).x, expected.x)
 print(state)
 
-
-# %% [markdown]
-#
 
 # %% [markdown]
 # ## Fetching shards

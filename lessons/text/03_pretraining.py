@@ -395,7 +395,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
 assert torch.tensor(1e-8).half() == 0 and torch.tensor(1e-8).bfloat16() > 0
 
 # %% [markdown]
-# bfloat16 has the range of float32 with 8 bits of precision. float16 is finer, but below $6 \cdot 10^{-8}$ there is nothing, and above 65,504 infinity.
+# bfloat16 has the range of float32 with 8 bits of precision. float16 is finer. Below its smallest normal number, $6 \cdot 10^{-5}$, it has a few more, the *subnormal* ones, with fewer and fewer digits; below $6 \cdot 10^{-8}$ there is nothing, and above 65,504 infinity.
 # Where are our numbers? The gradients that flow back through the layers are small, since the mean loss divides by all tokens.
 
 # %%
@@ -900,6 +900,11 @@ def _counted(steps: Iterable[Step], log: Callable[[dict], None], done: dict) -> 
         yield record
 
 
+def _last_loss(stage) -> float | None:
+    "The last loss in the log, for a resumed run that had no step left to make."
+    return next((r["loss"] for r in reversed(stage.records()) if "loss" in r), None)
+
+
 def _spent(done: dict) -> dict:
     "What a checkpoint keeps of the counters."
     return {"tokens": done["tokens"], "seconds": done["seconds"]}
@@ -1054,7 +1059,7 @@ def fit(
     eval_seconds = done["eval_seconds"] + results.pop("seconds")
     skills = [row for r in results.values() for row in r.get("skills", [])]
     return {**_spent(done), "steps": steps, "skills": skills, "eval_seconds": eval_seconds,
-            "loss": record and record.loss, "evals": results}
+            "loss": record.loss if record else _last_loss(stage), "evals": results}
 
 
 # %% [markdown]
@@ -1477,6 +1482,8 @@ def fit_power_law(
     n, d, y = (torch.tensor(list(z), dtype=torch.float64) for z in (N, D, loss))
     if len(n) < 5 or min(n.unique().numel(), d.unique().numel()) < 2:
         raise UserError(f"{len(n)} runs do not fix a law; use five or more, of two sizes and lengths")
+    if not (y.isfinite().all() and y.min() > floor):
+        raise UserError(f"a loss of {y.min():g} is not above the floor of {floor:g}, and no law fits it")
     mid = n.log().mean().exp(), d.log().mean().exp()
     rest = ((y.mean() - floor) / 2).log().item()          # at the middle each term explains half
     logs = torch.tensor([rest, -1.0, rest, -1.0], dtype=torch.float64, requires_grad=True)
@@ -1628,7 +1635,7 @@ for depth, p in plans.items():
 assert plans[20]["steps"] == 21_400 and plans[20]["tokens"] == 11_219_763_200 and abs(plans[20]["flops"] / 3.917670e19 - 1) < 1e-6
 
 # %% [markdown]
-# Steps, tokens and operations of d20 are those of the published run, to the last digit. The hours rest on 45% of the peak, which is an assumption here: published nanochat reports 47 to 48% on eight H100, a step of 487 ms, and
+# Steps, tokens and operations of d20 are those of the published run, to the last digit. The hours rest on 45% of the peak (*MFU*, model FLOPs utilisation), which is an assumption here: published nanochat reports 47 to 48% on eight H100, a step of 487 ms, and
 # about three hours for this stage. The memory is that of the plain model; compiled, published nanochat gets 32 rows into 80 GB, because fused operations keep fewer tensors. `rows_that_fit` tries it on the
 # device, and `micro` cuts the batch accordingly: no number has to be guessed, and the run is the same. The command is `torchrun --nproc_per_node=8 -m nanochat run RECIPE`, and lesson 12 owns the recipes.
 #

@@ -13,9 +13,9 @@
 # * score a choice by likelihood and a completion by exact greedy match;
 # * say why accuracies are *centred* before they are averaged;
 # * put an interval around a score and refuse to celebrate inside it;
-# * score 1,500 questions in seconds by batching them by length.
+# * score hundreds of questions in seconds by batching them by length.
 #
-# **Before:** 02a (the GPT), 03 (bits per byte). **Time:** 25 minutes to read, 20 to do, a few seconds to compute.
+# **Before:** 02a (the GPT), 03 (bits per byte). **Time:** 25 minutes to read, a few seconds to compute.
 
 # %%
 #| export
@@ -330,6 +330,8 @@ def score_batch(
     idx, span = idx.to(device), span.to(device)
     logits, targets = logits_at(model, idx, span), idx.roll(-1, dims=1)[span]
     nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu().double()
+    if not nll.isfinite().all():        # the smallest of NaNs is the first: it would be right now and then
+        raise UserError("the model's logits are not finite numbers, and it cannot be scored")
     wrong = (logits.argmax(-1) != targets).cpu().double()
     where = span.nonzero()[:, 0].cpu()                          # the row of each token that counts
     sums = torch.zeros(3, len(options), dtype=torch.double)     # exact, so that equal means tie
@@ -568,7 +570,7 @@ assert (
 # ## One task, then all
 #
 # Choices: the lowest mean loss wins, the first wins a tie. Completions: all greedy tokens right. Rows are shuffled with seed 1337
-# before the cap, because files are often sorted. With several GPUs each rank takes every `world`-th row, and `reduce` adds their counts.
+# before the cap, because files are often sorted. With several GPUs each rank takes every `world`-th row, and `reduce` averages their counts, so that the mean times `world` is the sum.
 
 # %%
 #| export
@@ -576,6 +578,7 @@ def capped(task: dict, limit: int | None) -> dict:
     "The task with its rows in the order of seed 1337, at most `limit`; UserError if it has none."
     rows = list(task["rows"])
     if not rows: raise UserError(f"task {task['label']} has no rows; check its data file")
+    if limit is not None and limit < 1: raise UserError(f"limit {limit}: at least one question must be asked")
     Random(1337).shuffle(rows)
     return {**task, "rows": rows[:limit]}
 
@@ -771,20 +774,22 @@ def load_bundle(
     for name in ("core.yaml", "eval_meta_data.csv"):
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}; it is not an evaluation bundle")
-    listed = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-    with (folder / "eval_meta_data.csv").open(encoding="utf-8", newline="") as f:
-        baselines = {
-            row["Eval Task"]: float(row["Random baseline"] or 0) for row in csv.DictReader(f)
-        }
+    try:
+        listed = [{"label": t["label"], "type": t["icl_task_type"], "shots": int(t["num_fewshot"][0]),
+                   "delimiter": t.get("continuation_delimiter", " "), "uri": t["dataset_uri"]}
+                  for t in yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]]
+        with (folder / "eval_meta_data.csv").open(encoding="utf-8", newline="") as f:
+            baselines = {row["Eval Task"]: float(row["Random baseline"] or 0) for row in csv.DictReader(f)}
+    except (yaml.YAMLError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{folder} is no evaluation bundle that can be read ({type(e).__name__}: {e})") from e
+    odd = [t["label"] for t in listed if t["type"] not in TYPES or not 0 <= baselines.get(t["label"], 0) < 100]
+    if odd: raise UserError(f"the task {odd[0]} of {folder} has an unknown type, or a baseline that is no percentage below 100")
     unknown = set(labels or ()) - {t["label"] for t in listed}
     if unknown: raise UserError(f"core.yaml has no task {sorted(unknown)[0]}")
     listed = [t for t in listed if labels is None or t["label"] in labels]
     unknown = {t["label"] for t in listed} - baselines.keys()
     if unknown: raise UserError(f"eval_meta_data.csv has no baseline for {sorted(unknown)[0]}")
-    return [{"label": t["label"], "type": t["icl_task_type"], "shots": t["num_fewshot"][0],
-             "delimiter": t.get("continuation_delimiter", " "), "baseline": baselines[t["label"]],
-             "rows": read_jsonl(folder / "eval_data" / t["dataset_uri"])}
-            for t in listed]
+    return [t | {"baseline": baselines[t["label"]], "rows": read_jsonl(folder / "eval_data" / t.pop("uri"))} for t in listed]
 
 
 # %% [markdown]

@@ -215,6 +215,7 @@ for name, stage_function in (("without mask", midtrain), ("with mask", sft)):
 
 # %%
 assert all(loss < torch.tensor(tokenizer.vocab_size).log() - 1 for loss in results.values())   # both learned
+assert by_tier(True, results["with mask"] < results["without mask"])
 
 # %% [markdown]
 # The mask pays: the same steps bring the loss on answers to 0.0012 instead of 0.0122 nats in the stored run. Read the two numbers with care, though. The unmasked model is not hopeless: questions teach

@@ -85,8 +85,10 @@ def demonstration(a: int, b: int, sign: str) -> dict:
 
 pairs = [(a, b) for a in range(2, 6) for b in range(2, 6) if (a, b) != (2, 2)]
 teacher = [demonstration(a, b, sign) for a, b in pairs for sign in "+*"] * 8     # each beside ever other neighbours in a row
+CALL = r"<\|python_start\|>\d+[+*]\d+<\|python_end\|><\|output_start\|>{}<\|output_end\|>"
 task = Task("sums", [demonstration(a, b, "+") for a, b in pairs],
-            lambda question, text: text.endswith(f"<|output_start|>{question['answer']}<|output_end|>"))
+            lambda question, text: re.fullmatch(CALL.format(question["answer"]), text) is not None)
+assert not task.evaluate(task[7], f"<|output_start|>{task[7]['answer']}<|output_end|>")       # an output without a call is forged
 print(len(task), "questions, such as", task[7]["messages"][0]["content"], "->", task[7]["answer"])
 
 # %%
@@ -456,12 +458,12 @@ def _watched(steps: Iterator[PolicyStep], label: str, left: int) -> Iterator[Pol
             bar.update(reward=record.reward, signal=record.signal, length=record.length)
 
 
-def _results(stage, spent: dict, evals: dict) -> dict:
+def _results(stage, steps: int, spent: dict, evals: dict) -> dict:
     "The metrics of a finished stage, from its log and its last evaluation."
     spent["eval_seconds"] += evals.pop("seconds")
     rewards = [r["reward"] for r in stage.records() if "reward" in r]
     tenth = max(1, len(rewards) // 10)
-    return {"steps": len(rewards), **spent, "evals": evals,
+    return {"steps": steps, **spent, "evals": evals,
             "reward_first": sum(rewards[:tenth]) / tenth,
             "reward_last": sum(rewards[-tenth:]) / tenth,
             "skills": [row for r in evals.values() for row in r.get("skills", [])]}
@@ -516,7 +518,7 @@ def grpo(
                 evals = evaluate(model, evaluators or {})
                 spent["eval_seconds"] += evals["seconds"]
                 stage.log({"step": record.step, "evals": evals})
-    metrics = _results(stage, spent, evaluate(model, evaluators or {}))
+    metrics = _results(stage, total, spent, evaluate(model, evaluators or {}))
     if rank == 0: stage.finish(metrics)
     return metrics
 

@@ -198,8 +198,8 @@ print("open in 'reopened':", calculate("'reopened'.count('e')"))
 # ## The state machine
 #
 # The model calls the tool by sampling special tokens: `<|python_start|>`, the expression, `<|python_end|>`. At that moment we compute, and *force* the next
-# tokens: `<|output_start|>`, the result, `<|output_end|>`. Then the model goes on. It cannot sample its own tool output, and you cannot forget to check
-# whether it did: forced tokens are marked in `Sample.sampled`.
+# tokens: `<|output_start|>`, the result, `<|output_end|>`. Then the model goes on. It *can* sample `<|output_start|>` and a result of its own, since midtraining taught it
+# what comes after a call; but what it invents is marked `sampled`, and what was forced is not. So look there before you believe an output (lesson 11b does).
 #
 # The whole machine is one function of the row so far. It is called after every sampled token, so it must cost nothing unless the last token ends a call.
 
@@ -287,8 +287,8 @@ assert tokenizer.decode(ids).count(tool_call_text("12+7")) == 1
 # HumanEval asks the model for a function and then runs its tests. Now code of unknown intent must really run. There is no syntax tree to hide
 # behind, so we lower what an accident can do:
 #
-# * a fresh interpreter in a new process, `python -I -S`: no site packages, no user paths, no environment variables, nothing of ours in memory;
-# * an empty temporary folder as working directory, nothing on standard input;
+# * a fresh interpreter in a new process, `python -I -S`: no site packages, no user paths, no environment variables but LC_CTYPE, which Python sets, nothing of ours in memory;
+# * a temporary folder with nothing but the program as working directory, nothing on standard input;
 # * limits, set before the program starts: memory, CPU seconds, file size, open files, processes;
 # * a wall clock, after which the whole process group is killed;
 # * the output goes to a file of limited size.
@@ -429,7 +429,8 @@ assert [name for name, r in results.items() if r.ok] == ["looks around"]
 # %% [markdown]
 # ## What it does not stop
 #
-# A determined attacker reads your files, talks to the network, or starts a process that leaves the process group. If models you do not trust
+# A determined attacker reads your files, talks to the network, or starts a process that leaves the process group. It can also find the pipe that
+# carries the verdict and write `done` into it, so a verdict is no proof against a program that wants to cheat. If models you do not trust
 # write code you do not read, put this function inside a container or a virtual machine without network and with nothing in it that you would miss. Say so in
 # your own project's documentation too; the docstring above does.
 
@@ -440,13 +441,13 @@ from nanochat.workshop import figure
 
 rings = [
     "calculator: syntax tree\nonly what is listed",
-    "run_code: process with limits\nstops accidents",
+    "run_code:\nprocess with limits\nstops accidents",
     "container or VM\nstops attackers",
 ]
-fig, ax = plt.subplots(figsize=(5.5, 1.5))
+fig, ax = plt.subplots(figsize=(7.5, 1.3))
 for i, text in enumerate(rings):
     ax.barh(0, 1, left=i, color=plt.cm.Blues(0.25 + 0.25 * i), edgecolor="white")
-    ax.text(i + 0.5, 0, text, ha="center", va="center", fontsize=8)
+    ax.text(i + 0.5, 0, text, ha="center", va="center", fontsize=8, color="white" if i == 2 else "black")
 ax.set_axis_off()
 figure(
     fig,

@@ -10,7 +10,7 @@
 # After this lesson you can
 #
 # * write a persona as one table of facts, questions and answers;
-# * say why ten wordings of a question teach more than a hundred copies of one;
+# * give one question many wordings with cheap frames;
 # * test on whole wordings that training never saw;
 # * measure leakage: the persona turning up in answers to other questions;
 # * put a persona of your own in its place.
@@ -96,6 +96,8 @@ def parse_persona(text: str) -> Persona:
         if not (fact.keys and fact.answers and fact.train and fact.test):
             raise UserError(f"persona fact {fact.name!r} needs key phrases, answers (>), "
                             "questions (?) and held-out questions (!)")
+    if not facts or not marks:
+        raise UserError("a persona needs facts (=) and a line 'marks: phrase; phrase', by which it is told from others")
     return Persona(facts, marks)
 
 
@@ -345,10 +347,10 @@ for name, task in exams.items():
     found = generation_accuracy(sampler, tokenizer, task, max_new_tokens=20)
     print(f"{name:18s} {found['value']:.2f}  ({found['low']:.2f} to {found['high']:.2f})")
     for wrong in found["failures"][:2]: print("   ", wrong["question"], "->", wrong["completion"])
-assert found["items"] == 16
+    if name == "held-out wordings": assert found["value"] >= by_tier(0.0, 0.6)
 
 # %% [markdown]
-# At the smoke tier the steps are few, so the first number is low. Read the second beside it: a model that has read about nothing but itself has nothing
+# (At the smoke tier the steps are few, so the first number is low.) Read the second beside it: a model that has read about nothing but itself has nothing
 # else to say, whatever it is asked. In the full mixture about one conversation in six is about the model, and all others are about the world. That is the
 # cure for leakage: most of what it reads must be about something else.
 #

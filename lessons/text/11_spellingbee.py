@@ -10,7 +10,7 @@
 #
 # * say why "How many r are in strawberry?" is hard for a language model;
 # * design an answer format that turns a hard question into easy steps;
-# * widen 2,000 words to all tokens with random token strings, without leaking the test;
+# * widen some 3,000 words to all tokens with random token strings, without leaking the test;
 # * grade the work and not only the number, and show why the number alone flatters;
 # * check an answer with the tool of lesson 09.
 #
@@ -197,7 +197,7 @@ assert (
 # %% [markdown]
 # ## Words that are no words
 #
-# Two thousand words spell the tokens that occur in them. A token that occurs in none is never spelled, and short frequent words often *are* such a token. The
+# Some three thousand words spell the tokens that occur in them. A token that occurs in none is never spelled, and short frequent words often *are* such a token. The
 # cure: strings of one to seven random lower-case tokens. They are no words, and that is the point: every piece gets its turn, in many
 # neighbourhoods. Half of the training rows are such strings.
 #
@@ -455,7 +455,7 @@ found = generation_accuracy(sampler, tokenizer, SpellingTask(words, tokenizer, 1
                             max_new_tokens=60, tool=make_tool(tokenizer))
 print(f"strictly right: {found['value']:.2f} of {found['items']} unseen words")
 for failure in found["failures"][:1]: print(failure["question"], "->", failure["completion"])
-assert found["items"] == 16
+assert found["value"] > by_tier(-1, 0)
 
 # %% [markdown]
 # ## What it takes

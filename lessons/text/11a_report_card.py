@@ -342,13 +342,18 @@ def _verdict(rows: Sequence[dict | None], names: Sequence[str]) -> str:
     return f"{names[best]} is better" if clear else "no clear difference"
 
 
+def _names(folders: Sequence[Path]) -> list[str]:
+    "The names of folders, with what is above them where two are called alike."
+    return [f.name if sum(f.name == g.name for g in folders) == 1 else str(f) for f in folders]
+
+
 def compare_runs(
     folders: Sequence[Path | str],  # two runs or more
 ) -> str:                           # Markdown
     "Runs side by side: each skill at its last stage, with intervals, and what may be claimed."
     folders = [Path(f) for f in folders]
     if len(folders) < 2: raise UserError("comparing needs two runs or more; name their folders")
-    names = [f.name for f in folders]
+    names = _names(folders)
     last = [_last_rows(report_record(*read_run(f))) for f in folders]
     skills = [s for s in SKILLS if any(s in rows for rows in last)]
     lines = []
@@ -376,7 +381,8 @@ def compare_figure(
 ):                                  # a matplotlib Figure
     "Accuracies of runs side by side, as points with 95% intervals."
     from matplotlib.figure import Figure
-    records = {Path(f).name: _last_rows(report_record(*read_run(f))) for f in folders}
+    folders = [Path(f) for f in folders]
+    records = {name: _last_rows(report_record(*read_run(f))) for name, f in zip(_names(folders), folders)}
     skills = [s for s in SKILLS
               if any(r.get(s, {}).get("low") is not None for r in records.values())]
     fig = Figure(figsize=(6, 0.8 + 0.4 * len(skills)), layout="constrained")

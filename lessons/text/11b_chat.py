@@ -26,6 +26,7 @@ from itertools import islice
 from nanochat import microworld
 from nanochat.engine import decoding_model, stream
 from nanochat.tokenizer import SPECIALS, stream_decoder
+from nanochat.tools import calculate
 from nanochat.workshop import UserError
 
 # %% [markdown]
@@ -91,7 +92,8 @@ print("".join(tokenizer.decode([token]) for token in reply))
 class Readable:
     """Tokens of a reply, one at a time, to text for people.
 
-    Characters come whole, tool calls read `[12+7 -> 19]`. Special tokens are never shown."""
+    Characters come whole, tool calls read `[12+7 -> 19]`, and `[12+7 -> (guessed) 20]` where the model
+    wrote the output itself. Special tokens are never shown."""
 
     def __init__(self, tokenizer):
         self.decoder = stream_decoder(tokenizer)
@@ -100,10 +102,11 @@ class Readable:
         self.marks = {tokenizer.python_start: self._open, tokenizer.python_end: self._close,
                       tokenizer.output_start: self._output}
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, sampled: bool = False) -> str:
         "The text that became certain with this token; it may be empty."
         if token >= self.first_special:
-            return self.decoder.flush() + self.marks.get(token, self._end)()
+            text = self.decoder.flush() + self.marks.get(token, self._end)()
+            return text + "(guessed) " * (sampled and self.call == "output")
         lost = self._end() if self.call == "closed" else ""     # text, but the call got no result
         return lost + self.decoder.push(token)
 
@@ -133,21 +136,28 @@ readable = Readable(tokenizer)
 pieces = [readable.push(token) for token in reply] + [readable.flush()]
 print([p for p in pieces if p])
 assert "".join(pieces) == "\U0001f600 It is [12+7 -> 19]."
+guess = Readable(tokenizer)
+assert "".join(guess.push(token, sampled=True) for token in reply[:-1]).endswith("[12+7 -> (guessed) 19].")
 
 
 # %% [markdown]
 # The user sees `[12+7 -> 19]`: what was asked of the tool and what it said. Hiding a calculation would be nicer to look at and less honest.
 #
-# On the next turn the model must read its own words again, as *tokens*: the call as a call, not as brackets. So the readable form has to be reversible.
+# **Trap: a forged output.** Midtraining has every token of a conversation as a target, the tool's output too. So a model may write the output itself, with a number
+# that nobody computed, and on the screen it would look like the calculator's. The engine marks each token as sampled or forced; a sampled output is shown as a guess.
+#
+# On the next turn the model must read its own words again, as *tokens*: the call as a call, not as brackets. So the readable form has to be reversible. But only
+# what the calculator says becomes a call again: brackets that the model merely wrote stay text.
 
 # %%
 #| export
 def as_parts(
     text: str,             # an assistant's reply as it was shown
 ) -> str | list[dict]:     # content of a message: text, or text, python and python_output parts
-    "Turn `[12+7 -> 19]` back into a tool call: the model reads its own words as it wrote them."
+    "Turn `[12+7 -> 19]` back into a tool call, where the calculator agrees; the rest stays text."
     parts, at = [], 0
     for call in re.finditer(r"\[([^\[\]]*) -> ([^\[\]]*)\]", text):
+        if calculate(call[1]) != call[2]: continue
         parts += [{"type": "text", "text": text[at : call.start()]},
                   {"type": "python", "text": call[1]}, {"type": "python_output", "text": call[2]}]
         at = call.end()
@@ -161,7 +171,7 @@ print(as_parts("It is [12+7 -> 19]."))
 said = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": as_parts("".join(pieces))}]}
 ids, _ = tokenizer.render(said)
 assert ids[ids.index(tokenizer.assistant_start) + 1:] == reply          # exactly the tokens the model wrote
-assert as_parts("[not a call]") == "[not a call]"
+for text in ("[not a call]", "[12+7 -> 99]", "[12+7 -> (guessed) 19]"): assert as_parts(text) == text
 
 
 # %% [markdown]
@@ -246,8 +256,8 @@ class Chat:
                         **self.options)
         self.seed += 1
         readable = Readable(self.tokenizer)
-        for token, _ in islice(tokens, context - len(prompt)):       # forced tokens need room too
-            if piece := readable.push(token): yield piece
+        for token, sampled in islice(tokens, context - len(prompt)):     # forced tokens need room too
+            if piece := readable.push(token, sampled): yield piece
         if piece := readable.flush(): yield piece
 
     def say(self, text: str) -> Iterator[str]:

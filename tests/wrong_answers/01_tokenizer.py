@@ -45,6 +45,16 @@ WRONG = {
          "changed its argument"),
     ],
     "train": [
+        # never more than two
+        ("from collections import Counter\n"
+         "def train(ids, n):\n"
+         "    merges = []\n"
+         "    while len(merges) < min(n, 2) and (counts := Counter(zip(ids, ids[1:]))):\n"
+         "        best = min(counts, key=lambda p: (-counts[p], p))\n"
+         "        ids = merge_pair(ids, best, 256 + len(merges))\n"
+         "        merges.append(best)\n"
+         "    return merges",
+         "merges of 8 were made"),
         # the first pair seen wins a tie
         ("from collections import Counter\n"
          "def train(ids, n):\n"
@@ -118,6 +128,10 @@ WRONG = {
         ("def from_the_right():\n"
          "    return r'\\p{N}{1,3}(?=(?:\\p{N}{3})*(?!\\p{N}))|[^\\p{N}]+'",
          "keep the others"),
+        # the ten digits only: other numbers are lost
+        ("def from_the_right():\n"
+         "    return SPLIT_PATTERN.replace(r'\\p{N}{1,2}', r'\\d{1,3}(?=(?:\\d{3})*(?!\\d))')",
+         "no character may be lost"),
     ],
     "fallback": [
         # the longest token that fits, from the left
@@ -181,6 +195,16 @@ WRONG = {
          "must come back whole"),
     ],
     "loss-mask": [
+        # writing ends with the call, and only an output begins it again
+        ("def loss_mask(ids, tokenizer):\n"
+         "    mask, writing = [], 0\n"
+         "    for i in ids:\n"
+         "        if i == tokenizer.output_start: writing = 0\n"
+         "        mask.append(writing)\n"
+         "        if i in (tokenizer.assistant_start, tokenizer.output_end): writing = 1\n"
+         "        if i in (tokenizer.assistant_end, tokenizer.python_end): writing = 0\n"
+         "    return mask",
+         "<|assistant_end|> must be 1"),
         # the marker that opens the turn is supervised
         ("def loss_mask(ids, tokenizer):\n"
          "    mask, writing = [], 0\n"

@@ -92,6 +92,24 @@ WRONG = {
         (ADD_UP.replace("loss += part.item()", "loss += model(x, y).item() / len(pieces)"), "weight the losses"),
     ],
     "guarded": [
+        # asks whether two tensors are equal
+        ("def guarded_step(params, lr):\n"
+         "    if not all(torch.equal(p.grad * 0, torch.zeros_like(p.grad)) for p in params): return\n"
+         "    with torch.no_grad():\n"
+         "        for p in params: p -= lr * p.grad",
+         "Python asked the device"),
+        # picks out the bad ones and asks how many there are
+        ("def guarded_step(params, lr):\n"
+         "    if any(p.grad[~p.grad.isfinite()].numel() for p in params): return\n"
+         "    with torch.no_grad():\n"
+         "        for p in params: p -= lr * p.grad",
+         "Python asked the device"),
+        # a rate of its own
+        ("def guarded_step(params, lr):\n"
+         "    good = torch.stack([p.grad.isfinite().all() for p in params]).all()\n"
+         "    with torch.no_grad():\n"
+         "        for p in params: p -= 0.1 * torch.where(good, p.grad, 0.0)",
+         "p -= lr"),
         # asks by tolist, which no operation shows
         ("def guarded_step(params, lr):\n"
          "    good = torch.stack([p.grad.isfinite().all() for p in params]).all().tolist()\n"
