@@ -388,6 +388,8 @@ def tokenizer_stage(course: Course) -> None:
         texts = _at_most(course.source.train, section["megabytes"] * 1e6) + chat_texts(course, section["chats"])
         tokenizer = Tokenizer.train(texts, section["vocab_size"])
         tokenizer.save(stage.path)
+        if tokenizer.vocab_size < section["vocab_size"]:
+            print0(f"the text has too few pairs for {section['vocab_size']:,} tokens: there are {tokenizer.vocab_size:,}")
         sample = texts[:200]
         size = sum(len(t.encode()) for t in sample) / sum(map(len, tokenizer.encode_batch(sample)))
         stage.finish({"seconds": time.perf_counter() - began, "vocab_size": tokenizer.vocab_size,
@@ -442,6 +444,8 @@ def base_stage(course: Course, model: GPT, forward: Callable) -> None:
     rank, _, world = ranks()
     tokens = data.encode_documents(course.tokenizer, course.source.train)
     rows = data.pack_documents(tokens, course.recipe["model"]["seq_len"])
+    print0(f"text: {rows.x.numel():,} tokens, read {section['rows'] * section['steps'] / len(rows):.1f} times; "
+           f"{rows.cropped / sum(map(len, tokens)):.0%} more were cropped from documents longer than what was left of a row")
     loader = data.Loader(rows, data.share(section["rows"], world), seed=course.seed, rank=rank, world=world)
     model.init_weights(course.seed)
     make = partial(optimizer_maker(course), steps=section["steps"])

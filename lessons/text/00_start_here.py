@@ -186,14 +186,14 @@ figure(fig, caption="What the same code costs at three sizes, on this machine.",
 
 # %% [markdown]
 # So the laptop model is yours today, and the others need a rented machine: a node with eight H100s does about 3.5 million billion useful
-# operations a second and trains the 20-layer model in about three hours. The code is the same; lesson 12 launches it.
+# operations a second and trains the 20-layer model in about three hours. The code is the same; lesson 12 has the command, and works out the cost.
 
 # %% [markdown]
 # ## How to work
 #
 # * **Read, predict, run.** Where a text says "predict", write a number down before you run the cell. Being wrong is the point.
 # * **You have your own copy.** `make lab` opened the folder `work/`. Change anything; no command overwrites your files.
-# * **Exercises.** `make start NN=01` gives you the exercises of lesson 01, `make ex NN=01` checks them, in seconds.
+# * **Exercises.** `make start NN=01` gives you the exercises of lesson 01, `make ex NN=01` checks them, in seconds. Lessons 02, 03 and 04 have some, too.
 # * **Small by default.** No cell on the way needs a GPU or a download. Where there is one, it is marked.
 # * **Words** are explained where they first occur, and in `glossary.md` beside this file.
 # * **Interrupt** a long cell with Kernel > Interrupt. Training that runs in a terminal saves itself on Ctrl-C.

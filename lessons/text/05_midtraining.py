@@ -345,11 +345,11 @@ ax.axhline(0.25, color="grey", linewidth=1)
 ax.set(xlabel="step", ylabel="share", ylim=(0, 1.05))
 ax.legend(frameon=False)
 figure(fig, caption="What a reply to a multiple-choice question gets right, while midtraining. The grey line is guessing.",
-       alt="Four curves over the steps of midtraining. The likeliest of the four letters stays near the grey line of guessing throughout; the share of replies that name an option rises from 0 to about a quarter, "
-           "those with the letter of that option to about half of that, and those that are right stay a little below.")
+       alt="Four curves over the steps of midtraining. The likeliest of the four letters stays near the grey line of guessing throughout; the share of replies that name an option rises from 0 to a quarter, "
+           "those with the letter of that option to 0.06, and those that are right stay at 0.01.")
 
 # %% [markdown]
-# In the stored run 25 of 100 replies name an option after 500 steps of this small model, 12 with its letter, and the right letter is where guessing is: it is still learning manners.
+# In the stored run 25 of 100 replies name an option after 500 steps of this small model, 6 with its letter, and one of these is right; the likeliest of the four letters is where guessing is. It is still learning manners.
 #
 # Read the three solid curves from top to bottom. What is missing from the first is manners; what is lost between the first and the second is lost in looking up the letter; what is lost between
 # the second and the third is lost in knowing the answer. A report that only said "so many right" would have hidden which of them to mend. The course's own laptop model was mended

@@ -202,7 +202,7 @@ assert (
 # neighbourhoods. Half of the training rows are such strings.
 #
 # A random string can be a held-out word, or contain one. That would leak the test, so such strings are thrown away. (Words of the world that contain a held-out
-# one, as `amiable` contains `able`, stay: 235 of 3,352, which touch 74 of the 441.)
+# one, as `amiable` contains `able`, stay: 235 of 3,351, which touch 74 of the 441.)
 
 # %%
 #| export
