@@ -234,11 +234,16 @@ def machine() -> dict:
 KEY = ("what", "name", "text", "split", "vocabulary", "threads")
 
 
+def refuse_another_machine(path: Path):
+    "Stop, before anything is measured, where the results are of another machine: the head of the file names one."
+    if not path.is_file(): return
+    here, there = machine(), json.loads(path.read_text())["machine"]
+    if any(here[k] != there[k] for k in ("cpu", "cores")): raise SystemExit(f"{path} is of another machine; give --out another name")
+
+
 def keep(rows: list[dict], path: Path):
-    "Adds rows to the results; a row measured again replaces the old one, and so does another machine all of them."
+    "Adds rows to the results; a row measured again replaces the old one."
     kept = json.loads(path.read_text()) if path.is_file() else {"rows": []}
-    same = lambda a, b: all(a.get(k) == b.get(k) for k in ("cpu", "cores"))
-    if kept["rows"] and not same(kept["machine"], machine()): raise SystemExit(f"{path} is of another machine; give --out another name")
     table = {tuple(row.get(k) for k in KEY): row for row in kept["rows"] + rows}
     kept = {"command": "NANOCHAT_REAL_DATA=... python benchmarks/bpe_train.py", "machine": machine(),
             "rows": sorted(table.values(), key=lambda row: [str(row.get(k)).rjust(9) for k in KEY])}
@@ -297,6 +302,7 @@ def main():
         return child(name, path, int(size), pattern, int(threads))
     if args.table: return print(table_of(json.loads(args.out.read_text())))
     if args.ladder: return ladder(args.text, args.repeat)
+    refuse_another_machine(args.out)
     install(args.peers)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if max(args.threads) > cores: raise SystemExit(f"{max(args.threads)} threads asked for, {cores} cores here")

@@ -23,12 +23,12 @@ def further_sft(name: str) -> dict:
     section = dict(course.recipe["sft"])
     section["steps"] = max(1, int(metrics["rl"]["seconds"] * section["steps"] / metrics["sft"]["seconds"]))
     model, forward = roof.learner(course)
-    texts = course.source.train[-section["text"]:] if section["text"] else ()
     load_weights(course.run.path / "sft", model=model)
     with tempfile.TemporaryDirectory() as folder:
         stage = Run("further", folder).stage("sft", section, None, "further SFT")
-        sft(stage, section, model=model, tokenizer=course.tokenizer, forward=forward, texts=texts,
-            micro=course.micro if course.micro < section["rows"] else 0, make_optimizer=roof.optimizer_maker(course), conversations=roof.mixture(course, section, course.seed + 7_000))
+        sft(stage, section, model=model, tokenizer=course.tokenizer, forward=forward,
+            texts=roof.plain_texts(course, section), micro=roof.common_options(course, stage)["micro"],
+            make_optimizer=roof.optimizer_maker(course), conversations=roof.mixture(course, section, course.seed + 7_000))
     after = {row["skill"]: row["value"] for row in roof.measure_chat(course, model)}
     reported = {s: {r["skill"]: r["value"] for r in metrics[s]["skills"]} for s in metrics}
     return {"run": name, "seconds": round(metrics["rl"]["seconds"]), "sft_steps": section["steps"],

@@ -6,8 +6,8 @@ __all__ = ['RECIPES', 'TEST_SEED', 'NOT_HERE', 'WIRING', 'STAGES', 'COMPILED', '
            'Source', 'microworld_source', 'folder_source', 'open_source', 'probe', 'Course', 'optimizer_maker',
            'measure_bpb', 'write_stories', 'measure_stories', 'measure_core', 'test_tasks', 'measure_chat', 'measure',
            'open_stage', 'chat_texts', 'tokenizer_stage', 'learner', 'common_options', 'watchers', 'base_stage',
-           'named_task', 'mixture', 'begin_with', 'chat_stage', 'rl_stage', 'run_stages', 'step_seconds', 'estimate',
-           'fit_minutes', 'stored_facts', 'open_course', 'write_facts', 'redo', 'check_kept', 'is_finished',
+           'named_task', 'mixture', 'plain_texts', 'begin_with', 'chat_stage', 'rl_stage', 'run_stages', 'step_seconds',
+           'estimate', 'fit_minutes', 'stored_facts', 'open_course', 'write_facts', 'redo', 'check_kept', 'is_finished',
            'run_course', 'keep_time', 'say_estimate', 'OneLineParser', 'make_parser', 'recipe_from', 'shorten_alike',
            'train_command', 'run_command', 'stage_command', 'finished_course', 'eval_command', 'report_command', 'main',
            'talk', 'chat_command']
@@ -197,7 +197,7 @@ def probe(device_name: str = "auto", dtype_name: str = "auto") -> dict:
 from . import distributed
 from .checkpoint import Run, Stage, load_weights, newest_finished
 from .engine import make_engine
-from .gpt import GPT, config_for
+from .gpt import GPT
 from .muon import make_optimizer, ns_rounds
 from .tokenizer import Tokenizer
 
@@ -254,7 +254,7 @@ def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_
     return make
 
 # %% ../lessons/12_capstone.ipynb #82fc4af1
-from . import chat_eval, core, identity, spelling, tasks, train
+from . import chat_eval, core, identity, spelling, train
 
 TEST_SEED = 1_000_003      # added to the run's seed: no stage draws its training items from here
 NOT_HERE = ("bpb_ratio", "story", "core", "core_multiple_choice", "core_schema",
@@ -472,6 +472,11 @@ def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
     return tasks.Mixture(parts, seed)
 
 # %% ../lessons/12_capstone.ipynb #1553ebee
+def plain_texts(course: Course, section: dict) -> list[str]:
+    "The documents that a chat stage keeps among its conversations."
+    return course.source.train[-section["text"]:] if section["text"] else []
+
+
 def begin_with(course: Course, parent: str, model: GPT) -> None:
     "Give the model the weights that an earlier stage left."
     distributed.gather_objects(None)          # rank 0 may still be writing them; the others would find an older file
@@ -490,7 +495,7 @@ def chat_stage(course: Course, name: str, model: GPT, forward: Callable) -> None
                    make_optimizer=optimizer_maker(course), **common_options(course, stage),
                    conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
     stage_function = {"mid": midtrain, "sft": sft}[name]
-    stage_function(stage, section, texts=course.source.train[-section["text"]:] if section["text"] else (), **options)
+    stage_function(stage, section, texts=plain_texts(course, section), **options)
 
 
 def rl_stage(course: Course, model: GPT) -> None:

@@ -211,7 +211,7 @@ def _check_shapes(stored: dict[str, Tensor], model, where: Path) -> None:
 # %% ../lessons/02e_checkpoints.ipynb #84217903
 def _end_of(folder: Path) -> int | None:
     "The step at which a finished stage ended; the newest where its metrics do not say."
-    return _read(folder / "metrics.json").get("steps", last_step(folder))
+    return _read_json(folder / "metrics.json").get("steps", last_step(folder))
 
 def load_weights(
     folder: Path | str,              # of one stage

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from nanochat import muon
+from nanochat import data, muon
 from nanochat.checkpoint import Run, load_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.midtrain import fit_settings, midtrain, midtrain_rows
@@ -144,3 +144,16 @@ def test_documents_are_cut_to_a_row_and_conversations_are_not():
     long = max(pieces(rows, TOKENIZER.bos), key=len)
     assert len(long) == 41 and rows.left_out == 0
     assert list(long[1:]) == TOKENIZER.encode("The box is red. " * 30)[:40]
+
+
+def test_each_rank_of_a_stage_reads_its_own_share(tmp_path, monkeypatch):
+    "Rows are those of an update: with two ranks each takes half of them, and not the same half."
+    made = []
+    class Spy(data.Loader):
+        def __init__(self, rows, size, **options):
+            made.append((size, options))
+            super().__init__(rows, size, **options)
+    monkeypatch.setattr("nanochat.midtrain.Loader", Spy)
+    run_stage(tmp_path, recipe=RECIPE | {"seed": 7}, rank=1, world=2)
+    assert made == [(1, {"seed": 7, "rank": 1, "world": 2})]
+    with pytest.raises(UserError, match="2 rows or prompts cannot be shared by 3"): run_stage(tmp_path, "three", rank=1, world=3)

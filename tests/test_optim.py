@@ -143,6 +143,8 @@ def test_a_learning_rate_that_cannot_learn_is_refused(lr):
 def test_memories_and_eps_that_divide_by_zero_are_refused(settings):
     "eps 0 wrote NaN where the gradient is 0, even in a step that was not allowed."
     with pytest.raises(UserError, match="betas .* eps"): AdamW(net().parameters(), **settings)
+    group = {"params": list(net().parameters()), "kind": "adamw", "lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.95), "eps": 1e-8}
+    with pytest.raises(UserError, match="betas .* eps"): check_groups([group | settings])
 
 
 @pytest.mark.parametrize("step", [-1, 8, 9])

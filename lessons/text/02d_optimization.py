@@ -334,7 +334,7 @@ assert all(kept[w]["step"] == 3 for w, kept in zip(ws, states))        # two of 
 def check_groups(
     groups: list[dict],  # an optimizer's groups
 ) -> None:
-    "`UserError` when a group has a learning rate or a decay with which nothing can be learned."
+    "`UserError` when a group has a rate, a decay, betas or an eps with which nothing can be learned."
     for i, group in enumerate(groups):
         lr, decay = group["lr"], group["weight_decay"]
         if not (math.isfinite(lr) and lr > 0):
@@ -343,6 +343,9 @@ def check_groups(
         if not 0 <= decay * lr < 1:
             raise UserError(f"weight decay {decay} of group {i} at learning rate {lr}: their product "
                             "must be at least 0 and below 1, or weights change sign")
+        betas, eps = group.get("betas", (0.0,)), group.get("eps", 1.0)          # Muon's groups have none
+        if not (min(betas) >= 0 and max(betas) < 1 and eps > 0):
+            raise UserError(f"betas {betas} of group {i} must be at least 0 and below 1, and eps {eps} above 0")
 
 
 # %%
@@ -377,8 +380,6 @@ class AdamW(Optimizer):
         eps: float = 1e-8,                 # keeps the division finite
         weight_decay: float = 0.0,         # pull towards zero, times lr
     ):
-        if not (min(betas) >= 0 and max(betas) < 1 and eps > 0):
-            raise UserError(f"betas {betas} must be at least 0 and below 1, and eps {eps} above 0")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         check_groups(self.param_groups)
         for group in self.param_groups: group.setdefault("initial_lr", group["lr"])

@@ -576,7 +576,7 @@ else: raise AssertionError("another shape must be refused")
 #| export
 def _end_of(folder: Path) -> int | None:
     "The step at which a finished stage ended; the newest where its metrics do not say."
-    return _read(folder / "metrics.json").get("steps", last_step(folder))
+    return _read_json(folder / "metrics.json").get("steps", last_step(folder))
 
 def load_weights(
     folder: Path | str,              # of one stage

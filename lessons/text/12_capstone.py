@@ -264,7 +264,7 @@ print(probe(), machine())
 from nanochat import distributed
 from nanochat.checkpoint import Run, Stage, load_weights, newest_finished
 from nanochat.engine import make_engine
-from nanochat.gpt import GPT, config_for
+from nanochat.gpt import GPT
 from nanochat.muon import make_optimizer, ns_rounds
 from nanochat.tokenizer import Tokenizer
 
@@ -332,7 +332,7 @@ def optimizer_maker(course: Course) -> Callable:  # (model, lr_scale=..., batch_
 
 # %%
 #| export
-from nanochat import chat_eval, core, identity, spelling, tasks, train
+from nanochat import chat_eval, core, identity, spelling, train
 
 TEST_SEED = 1_000_003      # added to the run's seed: no stage draws its training items from here
 NOT_HERE = ("bpb_ratio", "story", "core", "core_multiple_choice", "core_schema",
@@ -584,6 +584,11 @@ def mixture(course: Course, section: dict, seed: int) -> tasks.Mixture:
 
 # %%
 #| export
+def plain_texts(course: Course, section: dict) -> list[str]:
+    "The documents that a chat stage keeps among its conversations."
+    return course.source.train[-section["text"]:] if section["text"] else []
+
+
 def begin_with(course: Course, parent: str, model: GPT) -> None:
     "Give the model the weights that an earlier stage left."
     distributed.gather_objects(None)          # rank 0 may still be writing them; the others would find an older file
@@ -602,7 +607,7 @@ def chat_stage(course: Course, name: str, model: GPT, forward: Callable) -> None
                    make_optimizer=optimizer_maker(course), **common_options(course, stage),
                    conversations=mixture(course, section, course.seed + 100 * len(course.stages)))
     stage_function = {"mid": midtrain, "sft": sft}[name]
-    stage_function(stage, section, texts=course.source.train[-section["text"]:] if section["text"] else (), **options)
+    stage_function(stage, section, texts=plain_texts(course, section), **options)
 
 
 def rl_stage(course: Course, model: GPT) -> None:
